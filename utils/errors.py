@@ -1,0 +1,62 @@
+"""What can go wrong, and the exit code each kind of trouble ends a script with.
+
+0 done, 1 a fault of ours, 2 the user's data or settings, 3 the environment (disk, memory, device),
+130 Ctrl-C, 143 SIGTERM after saving. The first line says what, where, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+
+OK, INTERNAL, USER, ENVIRONMENT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+# Full disk, quota, read-only file system, no permission, no memory: nothing a change of the data would cure.
+_ENVIRONMENT_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOMEM, errno.EMFILE}
+
+
+class UserError(Exception):
+    """Wrong data, settings or command line: the message names the file (and line) and what was expected."""
+
+
+class EnvironmentFault(Exception):
+    """Disk, memory or device cannot do what was asked."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived and what had to be saved is saved."""
+
+
+def exit_code(error: BaseException) -> int:
+    """Exit code of a script that ends with `error`."""
+    if isinstance(error, UserError):
+        return USER
+    if isinstance(error, (EnvironmentFault, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+        return ENVIRONMENT
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNO:
+        return ENVIRONMENT
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return TERMINATED if isinstance(error, Terminated) else INTERNAL
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` as a script does: print one line for an error, a traceback only with --debug, and exit.
+
+    `main` returns the exit code (None means 0).
+    """
+    try:
+        code = main() or OK
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        code = exit_code(error)
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        prefix = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(code, "error")
+        if code == INTERNAL:
+            print(f"{prefix}: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
+        else:
+            print(f"{prefix}: {error}" if str(error) else prefix, file=sys.stderr)
+    sys.stdout.flush()
+    sys.exit(code)
