@@ -1,0 +1,104 @@
+"""The machine a script runs on: device, threads, memory, signals, and the folder of a run."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import types
+from pathlib import Path
+
+import torch
+
+from utils.errors import EnvironmentFault, UserError
+
+
+def select_device(name: str) -> torch.device:
+    """'' -> the first GPU or the CPU; 'cpu', '0', 'cuda:1', 'mps'. Raises EnvironmentFault where it is not there."""
+    word = name.strip().lower()
+    if word == "cpu" or (not word and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if word == "mps":
+        if not torch.backends.mps.is_available():
+            raise EnvironmentFault("--device mps: this PyTorch has no Metal device; use --device cpu")
+        return torch.device("mps")
+    index = word.removeprefix("cuda").removeprefix(":") or "0"
+    if not index.isdigit():
+        raise UserError(f"--device {name!r}: cpu, a GPU number such as 0, or cuda:0 was expected (one device; several are not supported yet)")
+    if not torch.cuda.is_available():
+        raise EnvironmentFault(f"--device {name}: PyTorch {torch.__version__} sees no CUDA device; check the driver, or use --device cpu")
+    if int(index) >= torch.cuda.device_count():
+        raise EnvironmentFault(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, numbered from 0")
+    device = torch.device("cuda", int(index))
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        raise EnvironmentFault(
+            f"--device {name}: {torch.cuda.get_device_name(device)} (compute capability {capability}) does not run with PyTorch {torch.__version__} "
+            f"({str(error).splitlines()[0]}); install a build for this GPU"
+        ) from error
+    return device
+
+
+def device_line(device: torch.device) -> str:
+    """One line that says what the run computes on."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, PyTorch {torch.__version__}"
+    return f"{device.type}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
+
+
+def memory_used(device: torch.device) -> float:
+    """GiB: reserved on the GPU, or the peak resident memory of this process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def new_folder(project: str | Path, name: str, exist_ok: bool) -> Path:
+    """Make and return project/name, or name2, name3, ... where it exists and `exist_ok` is not given."""
+    folder = Path(project) / name
+    try:
+        if not exist_ok and folder.exists():
+            numbers = [
+                int(found.group(1)) for entry in folder.parent.iterdir() if (found := re.fullmatch(re.escape(folder.name) + r"(\d+)", entry.name))
+            ]
+            folder = folder.with_name(f"{folder.name}{max([1, *numbers]) + 1}")
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except (NotADirectoryError, FileExistsError):
+        raise UserError(f"{folder}: a file stands where a folder was expected; choose another --project or --name") from None
+    except OSError as error:
+        raise EnvironmentFault(f"{folder}: cannot be written ({error.strerror}); choose another --project") from error
+    return folder
+
+
+class StopFlag:
+    """Remembers SIGTERM (and Slurm's SIGUSR1) so that the loop can save first; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> StopFlag:
+        for name in ("SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self._old[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _remember(self, number: int, frame: types.FrameType | None) -> None:
+        if self.raised:
+            os._exit(143)
+        self.raised = True
