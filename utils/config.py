@@ -183,9 +183,9 @@ def load_hyp(path: str | Path) -> Hyp:
 # ---------------------------------------------------------------------------------------------- command lines
 
 
-def option(default: Any, help: str, *flags: str, choices: Sequence[str] | None = None, metavar: str | None = None) -> Any:
-    """A field of an options dataclass: its default, its one-line help and further flag names."""
-    meta = {"help": help, "flags": flags, "choices": choices, "metavar": metavar}
+def option(default: Any, help: str, *flags: str, choices: Sequence[str] | None = None, metavar: str | None = None, positional: bool = False) -> Any:
+    """A field of an options dataclass: its default, its one-line help and further flag names; a positional one must be given."""
+    meta = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -210,6 +210,9 @@ def parse(options: type[T], argv: Sequence[str] | None = None, prog: str | None 
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hint: Any) -> None:
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, type=hint, help=field.metadata["help"], metavar=field.metadata["metavar"])
+        return
     names = [f"--{field.name.replace('_', '-')}", *field.metadata["flags"]]
     if "_" in field.name:
         names.append(f"--{field.name}")

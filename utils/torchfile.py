@@ -101,7 +101,7 @@ def read_torch_file(path: str | Path) -> Any:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read_archive(archive)
+            return _read_archive(archive, path.stat().st_size)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:
@@ -127,15 +127,14 @@ def _why_not_zip(path: Path, error: zipfile.BadZipFile) -> str:
     return "is no torch checkpoint (not a zip archive); a .pt file written by torch.save was expected"
 
 
-def _read_archive(archive: zipfile.ZipFile) -> Any:
+def _read_archive(archive: zipfile.ZipFile, file_bytes: int) -> Any:
     members = {info.filename: info for info in archive.infolist()}
     if len(members) > MAX_MEMBERS:
         raise _Malformed(f"{len(members)} archive members, at most {MAX_MEMBERS} were expected")
-    # torch.save never compresses; so no member unpacks to more than the file itself, and their sum is bounded by it.
-    archive_bytes = sum(info.compress_size for info in members.values())
+    # torch.save never compresses, so what the members unpack to is bounded by the file's own size.
     if any(info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size for info in members.values()):
         raise _Malformed("holds compressed members, which torch.save never writes")
-    if archive_bytes > Path(str(archive.filename)).stat().st_size:
+    if sum(info.file_size for info in members.values()) > file_bytes:
         raise _Malformed("holds overlapping members")
     pickles = [name for name in members if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -273,7 +272,7 @@ def _allowed(module: object, name: object) -> _Name:
         or (package_known and all(_IDENTIFIER.fullmatch(part) for part in (*module.split("."), name)))
     )
     if not known:
-        raise _Malformed(f"refers to {module}.{name}"[:200] + ", which no YOLOv5 checkpoint holds: it may be malicious and was refused")
+        raise _Malformed(f"refers to {f'{module}.{name}'[:200]!r}, which no YOLOv5 checkpoint holds: it may be malicious and was refused")
     return _Name(module, name)
 
 
