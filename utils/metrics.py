@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -78,7 +79,7 @@ def match(detections: Sequence[Detections], truths: Sequence[Truth], thresholds:
     detection, truth, overlap, turn = _candidates(image, scores, classes, boxes, truth_image, truth_classes, truth_boxes, min(thresholds, default=1.0))
     # In one turn each image plays at most one detection, so that all images can choose at once.
     bounds = np.searchsorted(turn, np.arange(turn.max(initial=-1) + 2))
-    for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, end in itertools.pairwise(bounds):
         for level, threshold in enumerate(thresholds):
             free = start + np.flatnonzero((overlap[start:end] >= threshold) & ~taken[level, truth[start:end]])
             best = free[np.flatnonzero(np.diff(detection[free], prepend=-1))]  # the first free pair of each detection
@@ -126,7 +127,7 @@ def _paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """IoU (k,) of paired xyxy boxes (k, 4); 0 where both are empty."""
     shared = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(1)
     union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return _ratio(shared, union)
 
 
 # -------------------------------------------------------------------------------------------------------- curves
@@ -166,7 +167,9 @@ class Curve:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return np.divide(part, whole, out=np.zeros(np.shape(part), np.float64), where=whole > 0)
+    result = np.zeros(np.shape(part), np.float64)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
 
 
 def curve(matches: Matches, cls: int, level: int = 0, weights: np.ndarray | None = None) -> Curve:
@@ -233,7 +236,7 @@ def best_f1_confidence(curves: Sequence[Curve]) -> float:
     if not len(scores) or mean.max() <= 0:
         return 0.5
     best = int(np.flatnonzero(mean >= mean.max() - 1e-9)[0])
-    high, low = float(scores[best]), float(scores[best + 1]) if best + 1 < len(scores) else -np.inf
+    high, low = float(scores[best]), float(scores[best + 1]) if best + 1 < len(scores) else 0.0
     for digits in range(2, 10):
         rounded = np.floor(high * 10**digits) / 10**digits
         if low < rounded <= high:
@@ -253,8 +256,7 @@ def pycocotools_ap(detections: Sequence[Detections], truths: Sequence[Truth], cl
     categories = [{"id": number} for number in range(classes)]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
         sides = []
-        for side in (truths, detections):
-            annotations = _annotations(side)
+        for annotations in (_annotations(truths, [np.zeros(len(t.classes)) for t in truths]), _annotations(detections, [d.scores for d in detections])):
             coco = COCO()
             coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
             coco.createIndex()
@@ -271,14 +273,13 @@ def pycocotools_ap(detections: Sequence[Detections], truths: Sequence[Truth], cl
     return np.stack([precision[0], precision.mean(0)], 1)
 
 
-def _annotations(side: Sequence[Detections] | Sequence[Truth]) -> list[dict[str, object]]:
+def _annotations(items: Sequence[Detections | Truth], scores: Sequence[np.ndarray]) -> list[dict[str, object]]:
     """COCO annotations, numbered from 1 (pycocotools takes number 0 for 'not matched')."""
     result: list[dict[str, object]] = []
-    for image, item in enumerate(side):
-        scores = item.scores.tolist() if isinstance(item, Detections) else [0.0] * len(item.classes)
+    for image, (item, item_scores) in enumerate(zip(items, scores, strict=True)):
         boxes = np.asarray(item.boxes, np.float64).reshape(-1, 4)
         sizes = boxes[:, 2:] - boxes[:, :2]
-        rows = zip(np.concatenate([boxes[:, :2], sizes], 1).tolist(), sizes.prod(1).tolist(), scores, item.classes.tolist(), strict=True)
+        rows = zip(np.concatenate([boxes[:, :2], sizes], 1).tolist(), sizes.prod(1).tolist(), item_scores.tolist(), item.classes.tolist(), strict=True)
         for box, area, score, cls in rows:
             result.append({"id": len(result) + 1, "image_id": image, "category_id": cls, "bbox": box, "area": area, "iscrowd": 0, "score": score})
     return result
@@ -396,9 +397,9 @@ def score(
 
 def _operating(curve: Curve, confidence: float) -> Operating:
     used = int(np.searchsorted(-curve.confidence, -confidence, "right"))
-    tp, fp = (int(round(counts[used - 1])) if used else 0 for counts in (curve.tp, curve.fp))
+    tp, fp = (round(float(counts[used - 1])) if used else 0 for counts in (curve.tp, curve.fp))
     precision, recall, f1 = (float(value) for value in curve.at(np.array(confidence)))
-    return Operating(confidence, precision, recall, f1, tp, fp, int(round(curve.positives)) - tp)
+    return Operating(confidence, precision, recall, f1, tp, fp, round(curve.positives) - tp)
 
 
 def _overall(classes: Sequence[Scores], images: int) -> Scores:
