@@ -158,10 +158,6 @@ class Hyp:
             _in_range(name, getattr(self, name), 1e-6, float("inf"))
         _in_range("anchor_t", self.anchor_t, 1.0, float("inf"))
 
-    def without_augmentation(self) -> Hyp:
-        """The same hyper-parameters with every augmentation off (rectangular training keeps colour and flips)."""
-        return dataclasses.replace(self, degrees=0.0, translate=0.0, scale=0.0, shear=0.0, perspective=0.0, mosaic=0.0, mixup=0.0, copy_paste=0.0)
-
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:

@@ -1,0 +1,188 @@
+"""Batches: which samples in which order and size, drawn by workers, put together for the model."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from data.dataset import ImageStore, Sample
+from data.plan import Plan, draw_boxes, letterbox, sample_rng, training_plan
+from data.render import render
+from utils.boxes import xyxy_to_cxcywh
+from utils.config import Hyp
+
+VAL_PADDING = 0.5  # strides of extra room in rectangular validation batches, as YOLOv5 gives
+
+
+class Draw(NamedTuple):
+    """Which picture to draw: everything it depends on beside the dataset, the seed and the hyper-parameters."""
+
+    epoch: int
+    index: int
+    repeat: int  # how often this epoch has shown the sample before
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class View:
+    """How one image of a batch came to be."""
+
+    index: int  # of the sample
+    path: Path
+    width: int  # of the original image
+    height: int
+    matrix: np.ndarray  # (3, 3): batch pixels -> original pixels (of the first layer)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model is fed with."""
+
+    images: Tensor  # (B, 3, H, W) uint8, RGB, channels last in memory
+    targets: Tensor  # (N, 6) float32: position in the batch, class, cx, cy, w, h in shares of the picture
+    views: tuple[View, ...]
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader where transfers to a GPU overlap with computing."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+
+
+class Pictures(Dataset[tuple[np.ndarray, np.ndarray, View]]):
+    """Draws the picture a `Draw` names: augmented where `hyp` is given, else letterboxed."""
+
+    def __init__(self, samples: Sequence[Sample], store: ImageStore, hyp: Hyp | None, seed: int = 0, longest: int | None = None) -> None:
+        self.samples, self.store, self.hyp, self.seed, self.longest = samples, store, hyp, seed, longest
+
+    def plan(self, draw: Draw) -> Plan:
+        """The plan of a picture."""
+        if self.hyp is None:
+            sample = self.samples[draw.index]
+            return letterbox(sample.width, sample.height, draw.width, draw.height, draw.index, self.longest)
+        rng = sample_rng(self.seed, draw.epoch, draw.index, draw.repeat)
+        return training_plan(self.samples, draw.index, draw.width, draw.height, self.hyp, rng)
+
+    def __getitem__(self, draw: Draw) -> tuple[np.ndarray, np.ndarray, View]:
+        """(RGB picture, targets (n, 5) [class, cx, cy, w, h in shares], view)."""
+        plan = self.plan(draw)
+        classes, boxes = draw_boxes(plan, self.samples)
+        shares = xyxy_to_cxcywh(boxes) / (plan.width, plan.height, plan.width, plan.height)
+        sample, layers = self.samples[draw.index], plan.stacks[0].layers
+        matrix = layers[0].matrix if layers else np.eye(3)
+        view = View(draw.index, sample.path, sample.width, sample.height, matrix)
+        return render(plan, self.store), np.concatenate([classes[:, None], shares], 1).astype(np.float32), view
+
+
+def collate(items: Sequence[tuple[np.ndarray, np.ndarray, View]]) -> Batch:
+    """Put pictures of one size together."""
+    images = torch.from_numpy(np.stack([image for image, _, _ in items])).permute(0, 3, 1, 2)
+    rows = [np.concatenate([np.full((len(t), 1), i, np.float32), t], 1) for i, (_, t, _) in enumerate(items)]
+    return Batch(images, torch.from_numpy(np.concatenate(rows)), tuple(view for _, _, view in items))
+
+
+class TrainBatches(Sampler[list[Draw]]):
+    """Batches of an epoch, a function of (seed, epoch) alone: order, repeats and the size of every batch.
+
+    rect: batches of similar aspect in the smallest canvas that holds them. multi_scale: every batch its own size, +/- 50 %.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, seed: int, rect: bool = False, multi_scale: bool = False
+    ) -> None:
+        self.samples, self.batch_size, self.imgsz, self.stride, self.seed = samples, batch_size, imgsz, stride, seed
+        self.multi_scale, self.epoch = multi_scale, 0
+        self.weights: np.ndarray | None = None  # per sample, for --image-weights
+        self.shapes = rect_batches(samples, batch_size, imgsz, stride, 0.0) if rect else None
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        rng = np.random.default_rng((self.seed, self.epoch, 2**31))  # a stream that no picture's generator uses
+        if self.shapes is not None:
+            batches = [self.shapes[i] for i in rng.permutation(len(self.shapes))]
+        else:
+            count = len(self.samples)
+            order = rng.permutation(count) if self.weights is None else rng.choice(count, count, p=self.weights / self.weights.sum())
+            square = (self.imgsz, self.imgsz)
+            batches = [(order[i : i + self.batch_size], *square) for i in range(0, count, self.batch_size)]
+        shown: dict[int, int] = {}
+        for indices, width, height in batches:
+            if self.multi_scale:
+                zoom = rng.uniform(0.5, 1.5)
+                width, height = (max(round(side * zoom / self.stride), 1) * self.stride for side in (width, height))
+            draws = []
+            for index in map(int, indices):
+                draws.append(Draw(self.epoch, index, shown.get(index, 0), width, height))
+                shown[index] = shown.get(index, 0) + 1
+            yield draws
+
+
+def rect_batches(samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, padding: float) -> list[tuple[np.ndarray, int, int]]:
+    """(indices, width, height) of batches of similar aspect: the longer side imgsz, the other as short as the batch allows."""
+    aspect = np.array([sample.height / sample.width for sample in samples])
+    order = aspect.argsort(kind="stable")
+    batches = []
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        low, high = aspect[indices[0]], aspect[indices[-1]]
+        width, height = (1.0, high) if high < 1 else (1 / low, 1.0) if low > 1 else (1.0, 1.0)
+        width, height = (int(np.ceil(side * imgsz / stride + padding)) * stride for side in (width, height))
+        batches.append((indices, width, height))
+    return batches
+
+
+class EvaluationBatches(Sampler[list[Draw]]):
+    """Every sample once, in batches of one shape: rectangular as YOLOv5 validates, or square."""
+
+    def __init__(self, samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, rect: bool) -> None:
+        if rect:
+            self.batches = rect_batches(samples, batch_size, imgsz, stride, VAL_PADDING)
+        else:
+            order = np.arange(len(samples))
+            self.batches = [(order[i : i + batch_size], imgsz, imgsz) for i in range(0, len(order), batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for indices, width, height in self.batches:
+            yield [Draw(0, int(index), 0, width, height) for index in indices]
+
+
+def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Batch]:
+    """A loader over `batches`; workers stay alive between epochs. Where the system can fork, the images kept in memory are shared."""
+    context = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    return DataLoader(
+        pictures,  # type: ignore[arg-type]
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        worker_init_fn=single_thread,
+        persistent_workers=workers > 0,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context=context if workers else None,
+    )
+
+
+def single_thread(_: int = 0) -> None:
+    """OpenCV's own threads only get in the way of the other workers and of the model."""
+    cv2.setNumThreads(0)
+
+
+def evaluation_batches(
+    samples: Sequence[Sample], imgsz: int, batch_size: int, stride: int, rect: bool = True, workers: int = 0, store: ImageStore | None = None, pin: bool = False
+) -> DataLoader[Batch]:
+    """Letterboxed batches over all samples, each image's longer side at most `imgsz`."""
+    pictures = Pictures(samples, store or ImageStore(samples), None, longest=imgsz)
+    return make_loader(pictures, EvaluationBatches(samples, batch_size, imgsz, stride, rect), workers, pin)

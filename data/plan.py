@@ -1,0 +1,398 @@
+"""Decide what to draw: a plan is a few layers of images, each with one matrix, and says where every box ends up.
+
+Coordinates are continuous: pixel i covers [i, i + 1). A layer's matrix maps the canvas to its source image; letterbox, mosaic, zoom,
+rotation, shear, perspective and flips are all folded into it, so that every pixel is resampled once and every box goes through the
+very same matrix. Where a layer's axes stay parallel to the canvas (`aligned`), its rectangle and its crop of the source are whole
+pixels and the matrix is exactly the resize from one to the other.
+
+`python -m data.plan --data X.yaml --index N --out img.png` draws a plan with its boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from utils.config import Hyp, option, parse
+from utils.errors import UserError, run
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw one training picture as its plan says, with its boxes."""
+
+    data: str = option("data/demo.yaml", "dataset YAML")
+    hyp: str = option("data/hyps/ls-yolo.yaml", "hyper-parameter YAML")
+    split: str = option("train", "train, val or test")
+    index: int = option(0, "which image of the split")
+    epoch: int = option(0, "which epoch's picture of it")
+    seed: int = option(0, "seed of the run")
+    img: int = option(640, "size of the picture in pixels", "--imgsz", "--img-size")
+    out: str = option("plan.png", "where the picture goes")
+
+
+# --help and wrong flags are answered before anything heavy is imported.
+OPTIONS = parse(Options, prog="python -m data.plan") if __name__ == "__main__" else Options()
+
+import numpy as np  # noqa: E402
+
+from data.dataset import Sample  # noqa: E402
+from utils.boxes import area, intersection  # noqa: E402
+
+GREY = 114  # what no layer covers
+MIN_SIDE = 2.0  # pixels: a smaller box is not a target
+MIN_SHARE = 0.1  # of its bounding box an object must stay in view
+MAX_ASPECT = 100.0
+MAX_HIDDEN = 0.3  # share of another box that a pasted object may hide
+PASTE_TRIES = 5
+
+Rect = tuple[int, int, int, int]  # left, top, right, bottom; the last two excluded
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One image on the canvas."""
+
+    source: int  # index of the sample
+    matrix: np.ndarray  # (3, 3) float64: canvas -> source
+    rect: Rect  # part of the canvas it covers
+    crop: Rect  # part of the source that may be sampled: interpolation stops at its edges
+    aligned: bool = True
+    outline: np.ndarray | None = None  # (k, 2) on the canvas: only what lies inside is drawn
+    view: tuple[float, float, float, float] | None = None  # part of the source in view where it is not `crop`
+    objects: tuple[int, ...] | None = None  # which of the sample's objects it shows; None: all
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers painted one over the other on grey."""
+
+    layers: tuple[Layer, ...]
+    opacity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to draw: stacks blended by their opacities (which sum to 1), then colours changed."""
+
+    width: int
+    height: int
+    stacks: tuple[Stack, ...]
+    gains: tuple[float, float, float] | None = None  # factors of hue, saturation, value
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """An image placed in the space that the random view looks at: space = source * scale + offset, cut to `clip`."""
+
+    source: int
+    scale: float
+    offset: tuple[float, float]
+    clip: tuple[float, float, float, float]
+
+
+def sample_rng(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
+    """The generator of one picture: what it shows depends on nothing else, neither workers nor order nor resumption."""
+    return np.random.default_rng((seed, epoch, index, repeat))
+
+
+def letterbox(width: int, height: int, canvas_width: int, canvas_height: int, source: int = 0, longest: int | None = None) -> Plan:
+    """The whole image, as large as fits (and its longer side at most `longest`), centred on grey."""
+    ratio = min(canvas_width / width, canvas_height / height, *([longest / max(width, height)] if longest else []))
+    w, h = max(min(round(width * ratio), canvas_width), 1), max(min(round(height * ratio), canvas_height), 1)
+    left, top = (canvas_width - w) // 2, (canvas_height - h) // 2
+    rect, crop = (left, top, left + w, top + h), (0, 0, width, height)
+    return Plan(canvas_width, canvas_height, (Stack((Layer(source, _resize_matrix(rect, crop), rect, crop),)),))
+
+
+def training_plan(samples: Sequence[Sample], index: int, width: int, height: int, hyp: Hyp, rng: np.random.Generator) -> Plan:
+    """A random picture around sample `index`, drawn from `rng` by the hyper-parameters."""
+    first = _stack(samples, index, width, height, hyp, rng)
+    stacks = (Stack(first),)
+    if rng.random() < hyp.mixup:
+        share = float(rng.beta(32.0, 32.0))
+        second = _stack(samples, int(rng.integers(len(samples))), width, height, hyp, rng)
+        stacks = (Stack(first, share), Stack(second, 1 - share))
+    gains = 1 + rng.uniform(-1, 1, 3) * (hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+    return Plan(width, height, stacks, (float(gains[0]), float(gains[1]), float(gains[2])))
+
+
+def _stack(samples: Sequence[Sample], index: int, width: int, height: int, hyp: Hyp, rng: np.random.Generator) -> tuple[Layer, ...]:
+    if rng.random() < hyp.mosaic:
+        tiles, space = _mosaic_tiles(samples, index, width, height, rng), (2 * width, 2 * height)
+    else:
+        tiles, space = [_single_tile(samples[index], index, width, height)], (width, height)
+    view, zoom = _random_view(space, width, height, hyp, rng)
+    aligned = hyp.degrees == hyp.shear == hyp.perspective == 0
+    place = _aligned_layer if aligned else _warped_layer
+    layers = [layer for tile in tiles if (layer := place(samples[tile.source], tile, view, width, height)) is not None]
+    if hyp.copy_paste > 0:
+        layers += _pasted(samples, layers, zoom, width, height, hyp.copy_paste, rng)
+    return tuple(layers)
+
+
+def _fit(sample: Sample, width: int, height: int) -> float:
+    return min(width / sample.width, height / sample.height)
+
+
+def _single_tile(sample: Sample, index: int, width: int, height: int) -> _Tile:
+    scale = _fit(sample, width, height)
+    w, h = sample.width * scale, sample.height * scale
+    left, top = (width - w) / 2, (height - h) / 2
+    return _Tile(index, scale, (left, top), (left, top, left + w, top + h))
+
+
+def _mosaic_tiles(samples: Sequence[Sample], index: int, width: int, height: int, rng: np.random.Generator) -> list[_Tile]:
+    """Four images around a random centre of a space twice the canvas; the requested one stands at the upper left."""
+    x, y = rng.uniform(0.5, 1.5, 2) * (width, height)
+    tiles = []
+    for corner, source in enumerate([index, *rng.integers(len(samples), size=3).tolist()]):
+        sample = samples[source]
+        scale = _fit(sample, width, height)
+        w, h = sample.width * scale, sample.height * scale
+        left = x - w if corner % 2 == 0 else x
+        top = y - h if corner < 2 else y
+        clip = (max(left, 0.0), max(top, 0.0), min(left + w, 2.0 * width), min(top + h, 2.0 * height))
+        tiles.append(_Tile(source, scale, (left, top), clip))
+    return tiles
+
+
+def _random_view(space: tuple[int, int], width: int, height: int, hyp: Hyp, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """(3x3 matrix space -> canvas, zoom): perspective, rotation and zoom about the middle, shear, shift, flips."""
+    p, angle, zoom, shear, shift, flip = (rng.uniform(-1, 1, n) for n in (2, 1, 1, 2, 2, 2))
+    z = max(1 + float(zoom[0]) * hyp.scale, 0.01)
+    a = math.radians(float(angle[0]) * hyp.degrees)
+    sx, sy = (math.tan(math.radians(float(s) * hyp.shear)) for s in shear)
+    cos, sin = z * math.cos(a), z * math.sin(a)
+    centre = np.array([[1, 0, -space[0] / 2], [0, 1, -space[1] / 2], [0, 0, 1]])
+    perspective = np.array([[1, 0, 0], [0, 1, 0], [p[0] * hyp.perspective, p[1] * hyp.perspective, 1]])
+    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    slant = np.array([[1, sx, 0], [sy, 1, 0], [0, 0, 1]])
+    move = np.array([[1, 0, (0.5 + shift[0] * hyp.translate) * width], [0, 1, (0.5 + shift[1] * hyp.translate) * height], [0, 0, 1]])
+    view = move @ slant @ rotation @ perspective @ centre
+    # uniform(-1, 1) < 2 p - 1 has probability p
+    if flip[0] < 2 * hyp.fliplr - 1:
+        view = np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1.0]]) @ view
+    if flip[1] < 2 * hyp.flipud - 1:
+        view = np.array([[1, 0, 0], [0, -1, height], [0, 0, 1.0]]) @ view
+    return view, z
+
+
+def _aligned_layer(sample: Sample, tile: _Tile, view: np.ndarray, width: int, height: int) -> Layer | None:
+    """The tile seen through a view without rotation; None where it is out of sight."""
+    zoom_x, shift_x, zoom_y, shift_y = view[0, 0], view[0, 2], view[1, 1], view[1, 2]
+    x0, x1 = sorted((zoom_x * tile.clip[0] + shift_x, zoom_x * tile.clip[2] + shift_x))
+    y0, y1 = sorted((zoom_y * tile.clip[1] + shift_y, zoom_y * tile.clip[3] + shift_y))
+    # A pixel belongs to the tile that holds its centre, so that neighbours share an edge without gap or overlap.
+    left, right = max(math.ceil(x0 - 0.5), 0), min(math.ceil(x1 - 0.5), width)
+    top, bottom = max(math.ceil(y0 - 0.5), 0), min(math.ceil(y1 - 0.5), height)
+    if left >= right or top >= bottom:
+        return None
+    source_x0, source_x1 = _whole_range(left, right, zoom_x, shift_x, tile.offset[0], tile.scale, sample.width)
+    source_y0, source_y1 = _whole_range(top, bottom, zoom_y, shift_y, tile.offset[1], tile.scale, sample.height)
+    rect, crop = (left, top, right, bottom), (source_x0, source_y0, source_x1, source_y1)
+    return Layer(tile.source, _resize_matrix(rect, crop, zoom_x < 0, zoom_y < 0), rect, crop)
+
+
+def _whole_range(low: int, high: int, zoom: float, shift: float, offset: float, scale: float, size: int) -> tuple[int, int]:
+    """Whole source pixels that canvas pixels low..high show along one axis, at least one."""
+    a, b = sorted((((edge - shift) / zoom - offset) / scale) for edge in (low, high))
+    first = min(max(round(a), 0), size - 1)
+    return first, max(min(round(b), size), first + 1)
+
+
+def _resize_matrix(rect: Rect, crop: Rect, mirror_x: bool = False, mirror_y: bool = False) -> np.ndarray:
+    """Canvas -> source: `rect` onto `crop`, mirrored where asked."""
+    sx, sy = (crop[2] - crop[0]) / (rect[2] - rect[0]), (crop[3] - crop[1]) / (rect[3] - rect[1])
+    sx, tx = (-sx, crop[2] + rect[0] * sx) if mirror_x else (sx, crop[0] - rect[0] * sx)
+    sy, ty = (-sy, crop[3] + rect[1] * sy) if mirror_y else (sy, crop[1] - rect[1] * sy)
+    return np.array([[sx, 0.0, tx], [0.0, sy, ty], [0.0, 0.0, 1.0]])
+
+
+def _warped_layer(sample: Sample, tile: _Tile, view: np.ndarray, width: int, height: int) -> Layer | None:
+    """The tile seen through any view; None where it is out of sight."""
+    to_space = np.array([[tile.scale, 0, tile.offset[0]], [0, tile.scale, tile.offset[1]], [0, 0, 1.0]])
+    to_canvas = view @ to_space
+    seen = tuple((edge - tile.offset[i % 2]) / tile.scale for i, edge in enumerate(tile.clip))
+    if seen[0] >= seen[2] or seen[1] >= seen[3]:
+        return None
+    outline = clip_polygon(_corners(seen), _canvas_planes(to_canvas, width, height))
+    if len(outline) < 3:
+        return None
+    outline = transform(to_canvas, outline)
+    x0, y0, x1, y1 = *np.floor(outline.min(0)).astype(int), *np.ceil(outline.max(0)).astype(int)
+    rect = (max(int(x0), 0), max(int(y0), 0), min(int(x1), width), min(int(y1), height))
+    if rect[0] >= rect[2] or rect[1] >= rect[3]:
+        return None
+    return Layer(tile.source, np.linalg.inv(to_canvas), rect, (0, 0, sample.width, sample.height), False, outline, seen)
+
+
+def _pasted(
+    samples: Sequence[Sample], layers: Sequence[Layer], zoom: float, width: int, height: int, share: float, rng: np.random.Generator
+) -> list[Layer]:
+    """Objects of other images laid over the picture, along their polygon where it is known, else as boxes."""
+    taken = np.concatenate([np.zeros((0, 4)), *(layer_boxes(layer, samples[layer.source], width, height)[1] for layer in layers)])
+    pasted: list[Layer] = []
+    for _ in range(int((rng.random(len(taken)) < share).sum())):
+        source = int(rng.integers(len(samples)))
+        sample = samples[source]
+        if not len(sample.labels):
+            continue
+        chosen = int(rng.integers(len(sample.labels)))
+        size = np.array([sample.width, sample.height, sample.width, sample.height])
+        box = sample.labels.boxes[chosen].astype(np.float64) * size
+        crop = (math.floor(box[0]), math.floor(box[1]), min(math.ceil(box[2]), sample.width), min(math.ceil(box[3]), sample.height))
+        scale = _fit(sample, width, height) * zoom
+        w, h = round((crop[2] - crop[0]) * scale), round((crop[3] - crop[1]) * scale)
+        if not (MIN_SIDE < w <= width and MIN_SIDE < h <= height):
+            continue
+        mirror = bool(rng.random() < 0.5)
+        for _ in range(PASTE_TRIES):
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            place = np.array([[left, top, left + w, top + h]], np.float64)
+            if (intersection(taken, place)[:, 0] < MAX_HIDDEN * area(taken)).all():
+                rect = (left, top, left + w, top + h)
+                matrix = _resize_matrix(rect, crop, mirror)
+                polygon = sample.labels.polygons[chosen]
+                outline = None if polygon is None else transform(np.linalg.inv(matrix), polygon.astype(np.float64) * size[:2])
+                pasted.append(Layer(source, matrix, rect, crop, outline=outline, objects=(chosen,)))
+                taken = np.concatenate([taken, place])
+                break
+    return pasted
+
+
+# ---------------------------------------------------------------------------------------------- where boxes end up
+
+
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (n, 2) through a 3x3 matrix."""
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    return moved[:, :2] / moved[:, 2:]
+
+
+def clip_polygon(points: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """The part of a polygon (n, 2) where a x + b y + c >= 0 for every plane (k, 3) (Sutherland and Hodgman, 1974)."""
+    for plane in planes:
+        if not len(points):
+            break
+        side = points @ plane[:2] + plane[2]
+        if (side >= 0).all():
+            continue
+        kept = []
+        for i in range(len(points)):
+            here, before = side[i], side[i - 1]
+            if (here >= 0) != (before >= 0):
+                kept.append(points[i - 1] + (points[i] - points[i - 1]) * (before / (before - here)))
+            if here >= 0:
+                kept.append(points[i])
+        points = np.array(kept).reshape(-1, 2)
+    return points
+
+
+def _corners(box: Sequence[float]) -> np.ndarray:
+    return np.array([[box[0], box[1]], [box[2], box[1]], [box[2], box[3]], [box[0], box[3]]], np.float64)
+
+
+def _rect_planes(box: Sequence[float]) -> np.ndarray:
+    """Half planes whose common part is the rectangle."""
+    return np.array([[1, 0, -box[0]], [-1, 0, box[2]], [0, 1, -box[1]], [0, -1, box[3]]], np.float64)
+
+
+def _canvas_planes(to_canvas: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Half planes of the source whose common part is what the canvas shows: 0 <= x / w <= width, w > 0, all linear in the source."""
+    x, y, w = to_canvas
+    return np.stack([w - (0, 0, 1e-6), x, width * w - x, y, height * w - y])
+
+
+def layer_boxes(layer: Layer, sample: Sample, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """(indices of the objects in view, their xyxy boxes (n, 4) in canvas pixels, cut to what the layer shows)."""
+    chosen = np.arange(len(sample.labels)) if layer.objects is None else np.array(layer.objects)
+    size = np.array([sample.width, sample.height], np.float64)
+    full = sample.labels.boxes[chosen].astype(np.float64) * np.tile(size, 2)
+    if layer.aligned:
+        seen, whole = _aligned_boxes(layer, sample, chosen, full, size)
+    else:
+        seen, whole = _warped_boxes(layer, sample, chosen, full, size, width, height)
+    sides = seen[:, 2:] - seen[:, :2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        aspect = np.maximum(sides[:, 0] / sides[:, 1], sides[:, 1] / sides[:, 0])
+        keep = (sides > MIN_SIDE).all(1) & (sides.prod(1) > MIN_SHARE * whole) & (aspect < MAX_ASPECT)
+    return chosen[keep], seen[keep]
+
+
+def _aligned_boxes(layer: Layer, sample: Sample, chosen: np.ndarray, full: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes in view, area of the whole boxes), both on the canvas, for an aligned layer."""
+    crop = np.array(layer.crop, np.float64)
+    seen = np.clip(full, np.tile(crop[:2], 2), np.tile(crop[2:], 2))
+    for row in np.flatnonzero((seen != full).any(1)):
+        polygon = sample.labels.polygons[chosen[row]]
+        if polygon is not None and (seen[row, 2:] > seen[row, :2]).all():
+            part = clip_polygon(polygon.astype(np.float64) * size, _rect_planes(layer.crop))
+            seen[row] = np.concatenate([part.min(0), part.max(0)]) if len(part) else 0
+    scale, shift = layer.matrix[[0, 1], [0, 1]], layer.matrix[:2, 2]
+    ends = (seen.reshape(-1, 2, 2) - shift) / scale
+    return np.concatenate([ends.min(1), ends.max(1)], 1), area(full) / abs(scale.prod())
+
+
+def _warped_boxes(
+    layer: Layer, sample: Sample, chosen: np.ndarray, full: np.ndarray, size: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same for a layer under rotation, shear or perspective: outlines are cut in the source, then moved."""
+    to_canvas = np.linalg.inv(layer.matrix)
+    planes = np.concatenate([_rect_planes(layer.view or layer.crop), _canvas_planes(to_canvas, width, height)])
+    seen, whole = np.zeros((len(chosen), 4)), np.ones(len(chosen))
+    for row, index in enumerate(chosen):
+        polygon = sample.labels.polygons[index]
+        points = _corners(full[row]) if polygon is None else polygon.astype(np.float64) * size
+        part, before = clip_polygon(points, planes), clip_polygon(points, planes[4:5])
+        if len(part) and len(before):
+            moved, unclipped = transform(to_canvas, part), transform(to_canvas, before)
+            seen[row] = np.concatenate([moved.min(0), moved.max(0)])
+            whole[row] = np.ptp(unclipped, 0).prod()
+    return seen, whole
+
+
+def draw_boxes(plan: Plan, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+    """(classes (n,), xyxy boxes (n, 4) in canvas pixels) of everything a plan shows."""
+    classes, boxes = [np.zeros(0, np.int64)], [np.zeros((0, 4))]
+    for stack in plan.stacks:
+        for layer in stack.layers:
+            sample = samples[layer.source]
+            if len(sample.labels):
+                chosen, seen = layer_boxes(layer, sample, plan.width, plan.height)
+                classes.append(sample.labels.classes[chosen])
+                boxes.append(seen)
+    return np.concatenate(classes), np.concatenate(boxes)
+
+
+def describe(plan: Plan) -> str:
+    """The plan in words, one line per layer."""
+    lines = [f"canvas {plan.width} x {plan.height}, gains {plan.gains}"]
+    for stack in plan.stacks:
+        lines.append(f"stack, opacity {stack.opacity:.3f}")
+        for layer in stack.layers:
+            kind = "aligned" if layer.aligned else "warped"
+            what = "" if layer.objects is None else f", only object {layer.objects[0]}{'' if layer.outline is None else ' along its outline'}"
+            lines.append(f"  image {layer.source}: crop {layer.crop} -> rect {layer.rect}, {kind}{what}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from data.dataset import ImageStore, load_data, load_split
+    from data.images import write_image
+    from data.render import draw_targets, render
+    from utils.config import load_hyp
+
+    spec = load_data(OPTIONS.data)
+    samples, _ = load_split(spec, OPTIONS.split)
+    if not 0 <= OPTIONS.index < len(samples):
+        raise UserError(f"--index {OPTIONS.index}: {OPTIONS.split!r} has images 0 to {len(samples) - 1}")
+    hyp = load_hyp(OPTIONS.hyp)
+    plan = training_plan(samples, OPTIONS.index, OPTIONS.img, OPTIONS.img, hyp, sample_rng(OPTIONS.seed, OPTIONS.epoch, OPTIONS.index))
+    print(describe(plan))
+    write_image(OPTIONS.out, draw_targets(render(plan, ImageStore(samples)), *draw_boxes(plan, samples), spec.names))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,96 @@
+"""Draw a plan on the CPU with OpenCV: each pixel of each layer is resampled once (bilinear), straight into its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+from data.plan import GREY, Layer, Plan, Stack
+
+ImageOf = Callable[[int], np.ndarray]  # sample index -> RGB uint8 (H, W, 3)
+
+
+def render(plan: Plan, image_of: ImageOf) -> np.ndarray:
+    """The picture: RGB uint8 (height, width, 3)."""
+    canvas = _paint(plan, plan.stacks[0], image_of)
+    if len(plan.stacks) == 2:
+        first, second = plan.stacks
+        canvas = cv2.addWeighted(canvas, first.opacity, _paint(plan, second, image_of), second.opacity, 0)
+    if plan.gains is not None and plan.gains != (1.0, 1.0, 1.0):
+        shift_colours(canvas, plan.gains)
+    return canvas
+
+
+def _paint(plan: Plan, stack: Stack, image_of: ImageOf) -> np.ndarray:
+    canvas = np.full((plan.height, plan.width, 3), GREY, np.uint8)
+    for layer in stack.layers:
+        x0, y0, x1, y1 = layer.rect
+        place, image = canvas[y0:y1, x0:x1], image_of(layer.source)
+        if layer.aligned and layer.outline is None:
+            _resize_into(place, layer, image)
+            continue
+        patch = np.empty_like(place)
+        if layer.aligned:
+            _resize_into(patch, layer, image)
+        else:
+            _warp_into(patch, layer, image)
+        assert layer.outline is not None
+        np.copyto(place, patch, where=inside(layer.outline - (x0, y0), *place.shape[:2])[:, :, None])
+    return canvas
+
+
+def _resize_into(place: np.ndarray, layer: Layer, image: np.ndarray) -> None:
+    """The layer's crop, stretched (and mirrored) into `place`, a view of the canvas."""
+    x0, y0, x1, y1 = layer.crop
+    crop = image[y0:y1, x0:x1]
+    mirror = {(True, False): 1, (False, True): 0, (True, True): -1}.get((layer.matrix[0, 0] < 0, layer.matrix[1, 1] < 0))
+    if mirror is not None and crop.size < place.size:
+        crop, mirror = cv2.flip(crop, mirror), None
+    height, width = place.shape[:2]
+    cv2.resize(crop, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+    if mirror is not None:
+        place[:] = cv2.flip(place, mirror)
+
+
+def _warp_into(patch: np.ndarray, layer: Layer, image: np.ndarray) -> None:
+    """The layer's rectangle of the canvas, whatever lies behind the source's edge repeating the edge."""
+    to_centre = np.array([[1, 0, layer.rect[0] + 0.5], [0, 1, layer.rect[1] + 0.5], [0, 0, 1.0]])
+    to_index = np.array([[1, 0, -0.5], [0, 1, -0.5], [0, 0, 1.0]])
+    matrix = to_index @ layer.matrix @ to_centre  # pixel numbers of the patch -> pixel numbers of the source
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    height, width = patch.shape[:2]
+    if np.abs(matrix[2, :2]).max() < 1e-12:
+        affine = matrix[:2] / matrix[2, 2]
+        cv2.warpAffine(image, affine, (width, height), dst=patch, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    else:
+        cv2.warpPerspective(image, matrix, (width, height), dst=patch, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def inside(outline: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Mask (height, width) of the pixels whose centres lie in the polygon (k, 2), to 1/256 pixel."""
+    mask = np.zeros((height, width), np.uint8)
+    # cv2.fillPoly counts pixel centres as whole numbers and also fills what the outline touches.
+    cv2.fillPoly(mask, [np.round((outline - 0.5) * 256).astype(np.int32)], 1, shift=8)
+    return mask.astype(bool)
+
+
+def shift_colours(image: np.ndarray, gains: Sequence[float]) -> None:
+    """Multiply hue (wrapping), saturation and value (both saturating) in place."""
+    x = np.arange(256, dtype=np.float64)
+    hue, saturation, value = x * gains[0] % 180, np.minimum(x * gains[1], 255), np.minimum(x * gains[2], 255)
+    table = np.stack([hue, saturation, value], 1).astype(np.uint8)[None]  # (1, 256, 3)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    cv2.LUT(hsv, table, dst=hsv)
+    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image)
+
+
+def draw_targets(image: np.ndarray, classes: np.ndarray, boxes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A copy of the picture with its target boxes and class names."""
+    image = image.copy()
+    for cls, box in zip(classes, boxes, strict=True):
+        x0, y0, x1, y1 = (int(round(float(v))) for v in box)
+        cv2.rectangle(image, (x0, y0), (x1, y1), (64, 220, 64), 2, cv2.LINE_AA)
+        cv2.putText(image, str(names[int(cls)]), (x0 + 3, y0 + 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (64, 220, 64), 1, cv2.LINE_AA)
+    return image
