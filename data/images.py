@@ -19,6 +19,7 @@ from utils.errors import UserError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever handed to a decoder
+_OPENED = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow opens an MPO as a JPEG and knows no opener of that name
 MAX_PIXELS = 2**28  # larger images are refused by their header: 268 megapixels decode to 0.8 GB
 STRETCH = (1.0, 99.0)  # percentiles mapped to 0 and 255
 
@@ -50,7 +51,7 @@ def read_bytes(path: str | Path) -> bytes:
 def read_header(data: bytes, path: str | Path) -> Header:
     """Size and kind of an encoded image without decoding it. Raises UserError when it is none or too large."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=_OPENED) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS / 1e6:.0f} million are read; cut it into tiles")
@@ -96,7 +97,7 @@ def decode_image(data: bytes, path: str | Path, header: Header | None = None) ->
             raise UserError(f"{path}: the image is damaged")
         return image
     try:  # a file without its end marker comes here as well: Pillow refuses what is really cut short
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(data), formats=_OPENED) as opened:
             turned = ImageOps.exif_transpose(opened)
             if turned.mode == "RGBA":
                 return np.ascontiguousarray(np.asarray(turned)[:, :, :3])

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.boxes import cxcywh_to_xyxy
-
 # A box or point that leaves the image by at most this share of its side is cut to the image and counted as clipped;
 # beyond it the row is wrong (pixels instead of shares, say).
 OUTSIDE = 0.1
@@ -108,7 +106,7 @@ def _object(values: list[float], classes: int) -> tuple[int, np.ndarray, np.ndar
     if len(points) == 4:
         if points[2] <= 0 or points[3] <= 0:
             raise ValueError(f"width {points[2]:g} and height {points[3]:g} must be above 0")
-        corners = cxcywh_to_xyxy(points)
+        corners = np.concatenate([points[:2] - points[2:] / 2, points[:2] + points[2:] / 2])  # not by utils.boxes: that loads torch
     else:
         polygon = points.reshape(-1, 2)
         corners = np.concatenate([polygon.min(0), polygon.max(0)])
