@@ -1,7 +1,7 @@
 """Pictures: training curves, label statistics, P-R curves, mosaics with boxes, the error gallery in the paper's colours.
 
-Charts go through matplotlib's object interface (no pyplot, no global figure, no display); boxes are drawn with OpenCV. Both are imported
-on first use. Images are RGB uint8 (H, W, 3) throughout.
+Charts go through matplotlib's object interface (no pyplot, no global figure, no display) and are written; pictures of images are returned,
+RGB uint8 (H, W, 3). Matplotlib and OpenCV are imported on first use.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Color = tuple[int, int, int]
+    from utils.draw import Colour
 
 # Fig. 16 of the paper: ground truth, detection, missed, wrong.
 TRUTH, DETECTION, MISSED, WRONG = (0, 205, 60), (235, 45, 45), (40, 110, 255), (255, 214, 0)
 # Tableau's ten colours: told apart by most readers, on screen and on paper.
-PALETTE: tuple[Color, ...] = (
+PALETTE: tuple[Colour, ...] = (
     (31, 119, 180),
     (255, 127, 14),
     (44, 160, 44),
@@ -41,22 +41,7 @@ PALETTE: tuple[Color, ...] = (
 )
 INK = "#333333"
 DPI = 150
-
-
-def class_color(cls: int) -> Color:
-    """The colour of a class, the same in every picture."""
-    return PALETTE[cls % len(PALETTE)]
-
-
-def save_image(path: str | Path, image: np.ndarray) -> None:
-    """Write an RGB image; the suffix chooses the format. Any Unicode path works."""
-    import cv2
-
-    path = Path(path)
-    done, data = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise UserError(f"{path}: OpenCV cannot write {path.suffix!r} files; use .png or .jpg")
-    path.write_bytes(data.tobytes())
+GAP, LINE, TEXT = 6, 22, 0.45  # pixels between pictures and of a line of text, OpenCV's scale of the letters
 
 
 # -------------------------------------------------------------------------------------------------------- charts
@@ -85,8 +70,8 @@ def _label(ax: Axes, title: str, x: str = "", y: str = "") -> None:
     ax.set_ylabel(y, fontsize=9, color=INK)
 
 
-def _rgb(color: Color) -> tuple[float, float, float]:
-    return (color[0] / 255, color[1] / 255, color[2] / 255)
+def _rgb(colour: Colour) -> tuple[float, float, float]:
+    return (colour[0] / 255, colour[1] / 255, colour[2] / 255)
 
 
 def read_results(path: str | Path) -> dict[str, np.ndarray]:
@@ -109,7 +94,7 @@ def read_results(path: str | Path) -> dict[str, np.ndarray]:
 
 
 # Panels of results.png: title, and its lines as (column of results.csv, name, colour).
-_RESULT_PANELS: tuple[tuple[str, tuple[tuple[str, str, Color], ...]], ...] = (
+_RESULT_PANELS: tuple[tuple[str, tuple[tuple[str, str, Colour], ...]], ...] = (
     ("Box loss", (("train/box_loss", "train", PALETTE[0]), ("val/box_loss", "val", PALETTE[1]))),
     ("Objectness loss", (("train/obj_loss", "train", PALETTE[0]), ("val/obj_loss", "val", PALETTE[1]))),
     ("Class loss", (("train/cls_loss", "train", PALETTE[0]), ("val/cls_loss", "val", PALETTE[1]))),
@@ -137,13 +122,12 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
             if "AP" in column:
                 best = np.flatnonzero(known)[values[known].argmax()]
                 ax.plot(epochs[best], values[best], "o", color=_rgb(color), markersize=6, markeredgecolor="white")
-                ax.set_title(f"best {values[best]:.4f} at {epochs[best]:g}", fontsize=9, color=INK, loc="right")
+                ax.set_title(f"best {values[best]:.4f} in epoch {epochs[best]:g}", fontsize=9, color=INK, loc="right")
         if len(lines) > 1 and ax.lines:
             ax.legend(fontsize=8, frameon=False)
         if not ax.lines:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#999999", fontsize=9)
-        low = 0 if "loss" in title or "rate" in title else None
-        ax.set_ylim(bottom=low)
+        ax.set_ylim(bottom=0)
         ax.locator_params(axis="x", integer=True)
     figure.savefig(str(path), dpi=DPI)
 
@@ -159,7 +143,7 @@ def plot_labels(boxes: np.ndarray, classes: np.ndarray, names: Sequence[str], pa
 
     counts = np.bincount(np.asarray(classes, np.int64), minlength=len(names))[: len(names)]
     shown = np.argsort(-counts, kind="stable")[:30]
-    bars = histogram.bar(range(len(shown)), counts[shown], color=[_rgb(class_color(int(cls))) for cls in shown], width=min(0.8, 0.15 * len(shown) + 0.1))
+    bars = histogram.bar(range(len(shown)), counts[shown], color=[_rgb(PALETTE[cls % len(PALETTE)]) for cls in shown], width=min(0.8, 0.15 * len(shown) + 0.1))
     histogram.bar_label(bars, fontsize=8, color=INK)
     histogram.set_xticks(range(len(shown)), [names[cls] for cls in shown], rotation=0 if len(shown) < 6 else 60, ha="center" if len(shown) < 6 else "right")
     histogram.set_xlim(-1, len(shown))
@@ -167,10 +151,10 @@ def plot_labels(boxes: np.ndarray, classes: np.ndarray, names: Sequence[str], pa
     _label(histogram, "Objects per class" if len(shown) == len(names) else f"Objects per class ({len(shown)} of {len(names)})", "", "objects")
 
     _label(position, "Centres", "x, share of the width", "y, share of the height")
-    _density(position, centre)
+    _scatter(position, centre)
     position.invert_yaxis()
     _label(shape, "Sizes", "width, share of the image's", "height, share of the image's")
-    _density(shape, size)
+    _scatter(shape, size)
     shape.plot([0, 1], [0, 1], color="#999999", linewidth=0.8, linestyle=":")
 
     areas = np.sqrt(np.clip(size.prod(1), 0, 1))
@@ -184,9 +168,10 @@ def plot_labels(boxes: np.ndarray, classes: np.ndarray, names: Sequence[str], pa
     figure.savefig(str(path), dpi=DPI)
 
 
-def _density(ax: Axes, points: np.ndarray) -> None:
-    """Points (n, 2) of the unit square as a two-dimensional histogram; white where there are none."""
-    ax.hist2d(points[:, 0], points[:, 1], bins=50, range=[[0, 1], [0, 1]], cmap="viridis", cmin=1, rasterized=True)
+def _scatter(ax: Axes, points: np.ndarray) -> None:
+    """Points (n, 2) of the unit square; the more there are, the paler each is."""
+    alpha = min(0.7, max(0.03, 150 / max(1, len(points))))
+    ax.scatter(points[:, 0], points[:, 1], s=14, color=_rgb(PALETTE[0]), alpha=alpha, linewidths=0, rasterized=True)
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1)
     ax.set_aspect("equal")
@@ -198,7 +183,7 @@ def plot_curves(curves: Sequence[Curve], names: Sequence[str], folder: str | Pat
     confidence: the chosen operating point, where the `paper` protocol cuts its curve; best: the confidence of the best F1. Both are marked.
     """
     folder = Path(folder)
-    known = [(curve, name, _rgb(class_color(cls))) for cls, (curve, name) in enumerate(zip(curves, names, strict=True)) if curve.positives]
+    known = [(curve, name, _rgb(PALETTE[cls % len(PALETTE)])) for cls, (curve, name) in enumerate(zip(curves, names, strict=True)) if curve.positives]
     paths = [folder / f"{word}_curve.png" for word in ("PR", "P", "R", "F1")]
     _plot_pr(known, confidence, best, paths[0])
     grid, marks = np.linspace(0, 1, 1001), np.array([confidence, best])
@@ -224,7 +209,8 @@ def _plot_pr(known: Sequence[tuple[Curve, str, tuple[float, float, float]]], con
         # The solid line is what was measured; the dashed one what the paper's protocol makes of it.
         envelope = np.maximum.accumulate(curve.precision[::-1])[::-1]
         label = f"{name}: all detections, AP50 {coco_ap(curve):.3f}"
-        ax.step(np.append(0, curve.recall), np.append(envelope[:1], envelope), where="pre", color=color, linewidth=1.8, label=label)
+        first = envelope[:1] if len(envelope) else [0.0]
+        ax.step(np.append(0, curve.recall), np.append(first, envelope), where="pre", color=color, linewidth=1.8, label=label)
         recall, precision = paper_points(curve, confidence)
         if len(recall):
             label = f"{name}: paper protocol, AP {paper_ap(curve, confidence):.3f}"
@@ -240,53 +226,12 @@ def _plot_pr(known: Sequence[tuple[Curve, str, tuple[float, float, float]]], con
 def _finish(figure: Figure, ax: Axes, path: Path) -> None:
     ax.set_xlim(0, 1.005)
     ax.set_ylim(0, 1.02)
-    if len(ax.get_legend_handles_labels()[1]) <= 24:  # a longer legend would hide the curves
+    if 0 < len(ax.get_legend_handles_labels()[1]) <= 24:  # a longer legend would hide the curves
         ax.legend(fontsize=8, frameon=False, loc="best")
     figure.savefig(str(path), dpi=DPI)
 
 
 # ----------------------------------------------------------------------------------------------- boxes on images
-
-
-def draw_boxes(
-    image: np.ndarray, boxes: np.ndarray, colors: Sequence[Color], labels: Sequence[str] = (), thickness: int | None = None
-) -> np.ndarray:
-    """A copy of an RGB image with xyxy boxes (n, 4) in pixels, one colour each and, where given, a label above (or inside) each.
-
-    `thickness` in pixels; None chooses it by the image's size.
-    """
-    import cv2
-
-    result = np.ascontiguousarray(image).copy()
-    line = thickness or max(1, round(sum(image.shape[:2]) / 2 * 0.0035))
-    for box, color in zip(np.asarray(boxes), colors, strict=True):
-        left, top, right, bottom = (round(float(value)) for value in box)
-        cv2.rectangle(result, (left, top), (right, bottom), color, line, cv2.LINE_AA)
-    # Labels come last, so that no box is drawn over a word.
-    for box, color, text in zip(np.asarray(boxes), colors, labels, strict=False):
-        if text:
-            _tag(result, text, (round(float(box[0])), round(float(box[1]))), color, line)
-    return result
-
-
-def _tag(image: np.ndarray, text: str, corner: tuple[int, int], color: Color, line: int) -> None:
-    """Write `text` on a filled tag that sits on `corner` (x, y), moved so far that it stays inside the image."""
-    import cv2
-
-    scale = min(1.2, 0.35 + 0.06 * line)
-    weight = 2 if scale > 0.8 else 1
-    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, weight)
-    pad = 3
-    left = min(max(0, corner[0] - line // 2), max(0, image.shape[1] - width - 2 * pad))
-    bottom = corner[1] if corner[1] >= height + below + 2 * pad else corner[1] + height + below + 2 * pad
-    bottom = min(max(bottom, height + below + 2 * pad), image.shape[0])
-    cv2.rectangle(image, (left, bottom - height - below - 2 * pad), (left + width + 2 * pad, bottom), color, -1)
-    cv2.putText(image, text, (left + pad, bottom - below - pad + 1), cv2.FONT_HERSHEY_SIMPLEX, scale, _ink_on(color), weight, cv2.LINE_AA)
-
-
-def _ink_on(color: Color) -> Color:
-    """Black or white, whichever reads better on `color`."""
-    return (0, 0, 0) if 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140 else (255, 255, 255)
 
 
 def mosaic(
@@ -299,31 +244,43 @@ def mosaic(
     side: int = 1920,
     most: int = 16,
 ) -> np.ndarray:
-    """Up to `most` images of a batch in one near-square picture, at most about `side` pixels wide, with their boxes and captions.
+    """Up to `most` images of a batch in one near-square picture about `side` pixels wide at most, with their boxes, captions below.
 
     images: RGB uint8 (H, W, 3), all of one size; boxes: xyxy (n, 4) in their pixels; `scores` stand behind the class names.
     """
     import cv2
+
+    from utils.draw import class_colour, draw_boxes
 
     count = min(len(images), most)
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     height, width = images[0].shape[:2]
     factor = min(1.0, side / (columns * max(height, width)))
-    cell_h, cell_w, gap = max(1, round(height * factor)), max(1, round(width * factor)), 6
-    sheet = np.full((rows * (cell_h + gap) + gap, columns * (cell_w + gap) + gap, 3), 255, np.uint8)
+    cell_h, cell_w = max(1, round(height * factor)), max(1, round(width * factor))
+    step_h, step_w = cell_h + GAP + (LINE if captions else 0), cell_w + GAP
+    sheet = np.full((rows * step_h + GAP, columns * step_w + GAP, 3), 255, np.uint8)
     for number in range(count):
-        small = cv2.resize(images[number], (cell_w, cell_h), interpolation=cv2.INTER_AREA)
         words = [names[cls] for cls in classes[number]]
         if scores is not None:
             words = [f"{word} {score:.2f}" for word, score in zip(words, scores[number], strict=True)]
-        small = draw_boxes(small, np.asarray(boxes[number]).reshape(-1, 4) * factor, [class_color(int(cls)) for cls in classes[number]], words)
-        if number < len(captions):
-            _tag(small, captions[number], (0, 0), (40, 40, 40), 1)
+        small = cv2.resize(images[number], (cell_w, cell_h), interpolation=cv2.INTER_AREA)
+        small = draw_boxes(small, np.asarray(boxes[number]).reshape(-1, 4) * factor, words, [class_colour(int(cls)) for cls in classes[number]])
         row, column = divmod(number, columns)
-        y, x = gap + row * (cell_h + gap), gap + column * (cell_w + gap)
+        y, x = GAP + row * step_h, GAP + column * step_w
         sheet[y : y + cell_h, x : x + cell_w] = small
+        if number < len(captions):
+            sheet[y + cell_h : y + cell_h + LINE, x : x + cell_w] = _line(captions[number], cell_w)
     return sheet
+
+
+def _line(text: str, width: int) -> np.ndarray:
+    """A white line (LINE, width, 3) with a text on it."""
+    import cv2
+
+    strip = np.full((LINE, width, 3), 255, np.uint8)
+    cv2.putText(strip, text, (4, LINE - 7), cv2.FONT_HERSHEY_SIMPLEX, TEXT, (40, 40, 40), 1, cv2.LINE_AA)
+    return strip
 
 
 def error_picture(image: np.ndarray, detections: Detections, truth: Truth, right: np.ndarray, found: np.ndarray, title: str = "") -> np.ndarray:
@@ -334,40 +291,33 @@ def error_picture(image: np.ndarray, detections: Detections, truth: Truth, right
     """
     import cv2
 
+    from utils.draw import draw_boxes
+
     # Small images are enlarged, so that lines and words do not hide what they are about.
-    factor = max(1, math.ceil(480 / max(image.shape[:2])))
+    factor = max(1, math.ceil(640 / max(image.shape[:2])))
     canvas = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC) if factor > 1 else image
-    colors = [TRUTH if hit else MISSED for hit in found] + [DETECTION if hit else WRONG for hit in right]
+    colours = [TRUTH if hit else MISSED for hit in found] + [DETECTION if hit else WRONG for hit in right]
     words = [""] * len(found) + [f"{score:.2f}" for score in detections.scores]
     boxes = np.concatenate([np.asarray(truth.boxes).reshape(-1, 4), np.asarray(detections.boxes).reshape(-1, 4)]) * factor
-    picture = draw_boxes(canvas, boxes, colors, words)
+    picture = draw_boxes(canvas, boxes, words, colours, max(2, round(max(canvas.shape[:2]) / 600)))
     counts = [("ground truth", TRUTH, int(found.sum())), ("detection", DETECTION, int(right.sum()))]
     counts += [("missed", MISSED, int((~found).sum())), ("wrong", WRONG, int((~right).sum()))]
     return np.concatenate([picture, _legend(picture.shape[1], title, counts)])
 
 
-def _legend(width: int, title: str, counts: Sequence[tuple[str, Color, int]]) -> np.ndarray:
-    """A white strip (h, width, 3) with the title and a coloured square, a word and a count for each kind of box."""
+def _legend(width: int, title: str, counts: Sequence[tuple[str, Colour, int]]) -> np.ndarray:
+    """A white strip (h, width, 3): the title, then a coloured square, a word and a count for each kind of box."""
     import cv2
 
-    scale, line = 0.45, 22
-    entries = [(f"{word} {count}", color) for word, color, count in counts]
-    rows, x = [[]], 8  # type: ignore[var-annotated]
-    for text, color in entries:
-        step = 18 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0] + 16
-        if x + step > width and rows[-1]:
-            rows.append([])
-            x = 8
-        rows[-1].append((x, text, color))
-        x += step
-    strip = np.full((line * (len(rows) + bool(title)) + 6, width, 3), 255, np.uint8)
-    y = line - 5
-    if title:
-        cv2.putText(strip, title, (8, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
-        y += line
-    for row in rows:
-        for x, text, color in row:
-            cv2.rectangle(strip, (x, y - 10), (x + 11, y + 1), color, -1)
-            cv2.putText(strip, text, (x + 18, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (40, 40, 40), 1, cv2.LINE_AA)
-        y += line
-    return strip
+    lines = [_line(title, width)] if title else []
+    end = width  # as if a line were full: the first entry begins a new one
+    for word, colour, count in counts:
+        text = f"{word} {count}"
+        step = 16 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, TEXT, 1)[0][0] + 16
+        if end + step > width:
+            lines.append(_line("", width))
+            end = 4
+        cv2.rectangle(lines[-1], (end, 5), (end + 11, 16), colour, -1)
+        cv2.putText(lines[-1], text, (end + 16, LINE - 7), cv2.FONT_HERSHEY_SIMPLEX, TEXT, (40, 40, 40), 1, cv2.LINE_AA)
+        end += step
+    return np.concatenate(lines)
