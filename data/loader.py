@@ -99,7 +99,8 @@ class TrainBatches(Sampler[list[Draw]]):
         self, samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, seed: int, rect: bool = False, multi_scale: bool = False
     ) -> None:
         self.samples, self.batch_size, self.imgsz, self.stride, self.seed = samples, batch_size, imgsz, stride, seed
-        self.multi_scale, self.epoch = multi_scale, 0
+        self.multi_scale = multi_scale
+        self.epoch, self.start = 0, 0  # which epoch, and how many of its batches are done already
         self.weights: np.ndarray | None = None  # per sample, for --image-weights
         self.shapes = rect_batches(samples, batch_size, imgsz, stride, 0.0) if rect else None
 
@@ -116,7 +117,7 @@ class TrainBatches(Sampler[list[Draw]]):
             square = (self.imgsz, self.imgsz)
             batches = [(order[i : i + self.batch_size], *square) for i in range(0, count, self.batch_size)]
         shown: dict[int, int] = {}
-        for indices, width, height in batches:
+        for number, (indices, width, height) in enumerate(batches):
             if self.multi_scale:
                 zoom = rng.uniform(0.5, 1.5)
                 width, height = (max(round(side * zoom / self.stride), 1) * self.stride for side in (width, height))
@@ -124,7 +125,8 @@ class TrainBatches(Sampler[list[Draw]]):
             for index in map(int, indices):
                 draws.append(Draw(self.epoch, index, shown.get(index, 0), width, height))
                 shown[index] = shown.get(index, 0) + 1
-            yield draws
+            if number >= self.start:
+                yield draws
 
 
 def rect_batches(samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, padding: float) -> list[tuple[np.ndarray, int, int]]:

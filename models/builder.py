@@ -108,7 +108,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> YamlMap:
     if not isinstance(data["base"], str):
         raise UserError(f"{data.where('base')}: base must be the path of a model YAML, relative to this file")
     base = _merged(path.parent / data["base"], (*seen, path.resolve()))
-    changes = data.get("replace") or {}
+    changes = data.get("replace", YamlMap())
     if not isinstance(changes, YamlMap):
         raise UserError(f"{data.where('replace')}: a mapping tag: {{block: ...}} was expected")
     rows = {row.get("tag"): row for row in base.get("layers", []) if isinstance(row, YamlMap)}

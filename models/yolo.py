@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from utils.config import option, parse
 from utils.errors import run
@@ -81,6 +81,11 @@ class DetectionModel(nn.Module):
     def decode(self, maps: Sequence[RawMap]) -> Tensor:
         """Predictions (B, N, 5 + nc): cx, cy, w, h in input pixels, objectness, class probabilities."""
         return decode(maps, self.anchors, self.strides)
+
+    def set_anchors(self, anchors: Tensor) -> None:
+        """Take other anchors (L, A, 2) in pixels, in the model and in the configuration its checkpoints carry."""
+        self.anchors.copy_(anchors)
+        self.config = replace(self.config, anchors=tuple(tuple(level) for level in anchors.flatten(1).tolist()))
 
     def fuse(self) -> DetectionModel:
         """Fold every BatchNorm into its convolution, in place; the outputs stay the same, training ends here."""

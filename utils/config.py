@@ -179,9 +179,20 @@ def load_hyp(path: str | Path) -> Hyp:
 # ---------------------------------------------------------------------------------------------- command lines
 
 
-def option(default: Any, help: str, *flags: str, choices: Sequence[str] | None = None, metavar: str | None = None, positional: bool = False) -> Any:
-    """A field of an options dataclass: its default, its one-line help and further flag names; a positional one must be given."""
-    meta = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "positional": positional}
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    positional: bool = False,
+    const: Any = None,
+) -> Any:
+    """A field of an options dataclass: its default, its one-line help and further flag names; a positional one must be given.
+
+    `const` is the value of the flag given without one.
+    """
+    meta = {"help": help, "flags": flags, "choices": choices, "metavar": metavar, "positional": positional, "const": const}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -221,6 +232,8 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
     if typing.get_origin(hint) is list:
         keywords["nargs"], hint = "+", typing.get_args(hint)[0]
+    elif field.metadata["const"] is not None:
+        keywords |= {"nargs": "?", "const": field.metadata["const"]}
     if field.metadata["metavar"]:
         keywords["metavar"] = field.metadata["metavar"]
     parser.add_argument(*names, type=hint, choices=field.metadata["choices"], **keywords)

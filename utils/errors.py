@@ -25,6 +25,10 @@ class EnvironmentFault(Exception):
     """Disk, memory or device cannot do what was asked."""
 
 
+class Diverged(Exception):
+    """Training produced a value that is not finite; the weights are as they were before."""
+
+
 class Terminated(BaseException):
     """SIGTERM arrived and what had to be saved is saved."""
 
@@ -54,7 +58,7 @@ def run(main: Callable[[], int | None]) -> None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         prefix = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(code, "error")
-        if code == INTERNAL:
+        if code == INTERNAL and not isinstance(error, Diverged):
             print(f"{prefix}: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
         else:
             print(f"{prefix}: {error}" if str(error) else prefix, file=sys.stderr)

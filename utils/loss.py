@@ -68,7 +68,7 @@ def detection_loss(maps: Sequence[RawMap], targets: Tensor, anchors: Tensor, str
         anchor = anchor_px.to(targets) / stride
         height, width = raw.obj.shape[2:]
         m = assign(targets, anchor, height, width, settings.anchor_t)
-        wanted = torch.zeros_like(raw.obj, dtype=torch.float32)
+        wanted = torch.zeros(raw.obj.shape, device=raw.obj.device)
         if len(m.image):
             overlap = ciou(_matched_boxes(raw, m, anchor), m.box)
             box = box + (1 - overlap).mean()

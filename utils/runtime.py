@@ -81,14 +81,15 @@ def new_folder(project: str | Path, name: str, exist_ok: bool) -> Path:
 
 
 class StopFlag:
-    """Remembers SIGTERM (and Slurm's SIGUSR1) so that the loop can save first; a second signal ends the process at once."""
+    """Remembers SIGTERM, Slurm's SIGUSR1 or Ctrl-C so that the loop can save first; a second signal ends the process at once."""
 
     def __init__(self) -> None:
         self.raised = False
+        self.interrupted = False  # by Ctrl-C
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> StopFlag:
-        for name in ("SIGTERM", "SIGUSR1"):
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             if hasattr(signal, name):
                 number = getattr(signal, name)
                 self._old[number] = signal.signal(number, self._remember)
@@ -100,5 +101,5 @@ class StopFlag:
 
     def _remember(self, number: int, frame: types.FrameType | None) -> None:
         if self.raised:
-            os._exit(143)
-        self.raised = True
+            os._exit(130 if number == signal.SIGINT else 143)
+        self.raised, self.interrupted = True, number == signal.SIGINT
