@@ -328,8 +328,9 @@ class Report:
         return {"images": self.images, "overall": _plain(self.overall), "classes": [_plain(scores) for scores in self.classes]}
 
     def table(self) -> str:
-        """The report as text: a row for all classes, then one for each where there are several. P, R, F1 and AP in %."""
-        rows = [self.overall, *(self.classes if len(self.classes) > 1 else ())]
+        """The report as text: a row for all classes, then, where there are several, one for each that was there or detected. Shares in %."""
+        seen = [row for row in self.classes if row.objects or row.chosen.fp or row.best.fp]
+        rows = [self.overall, *(seen if len(self.classes) > 1 else ())]
         name_width = max(9, *(len(row.name) for row in rows))
         chosen, best = (f"at confidence {self.overall.chosen.confidence:g}", f"at best F1, confidence {self.overall.best.confidence:g}")
         operating = f"{'P':>6} {'R':>6} {'F1':>6} {'TP':>6} {'FP':>6} {'FN':>6}"
@@ -348,7 +349,8 @@ class Report:
             cells.append(_percent(row.paper_ap, row.objects, 6))
             cells.append(f"{_percent(row.coco_ap50, row.objects, 7)} {_percent(row.coco_ap50_95, row.objects, 7)}")
             lines.append(" | ".join(cells))
-        lines.append(f"paper: P-R curve cut at confidence {self.overall.chosen.confidence:g}, closed at (0, 1) and (1, 0), IoU 0.5, straight lines, 101 recalls")
+        cut = self.overall.chosen.confidence
+        lines.append(f"paper: P-R curve cut at confidence {cut:g}, closed at (0, 1) and (1, 0), IoU 0.5, straight lines, 101 recalls")
         lines.append(f"coco: pycocotools, detections from confidence {COCO_CONFIDENCE:g}, at most {COCO_MAX_DETECTIONS} per image")
         return "\n".join(lines)
 
