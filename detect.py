@@ -52,7 +52,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence  # noqa: E402
 from concurrent.futures import Future, ThreadPoolExecutor  # noqa: E402
 from dataclasses import field  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import TypeVar  # noqa: E402
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
@@ -71,7 +70,6 @@ from utils.errors import USER, UserError  # noqa: E402
 from utils.nms import nms  # noqa: E402
 from utils.runtime import device_line, new_folder, select_device  # noqa: E402
 
-T, R = TypeVar("T"), TypeVar("R")
 WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
@@ -169,11 +167,11 @@ def load(target: Target, imgsz: int, stride: int) -> Loaded:
     return Loaded(target, image, render(plan, lambda _: image), plan.stacks[0].layers[0].matrix)
 
 
-def ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[Future[R]]:
-    """The finished or running work on each item, in order, with `count` more items worked on ahead of the one given out."""
-    running: deque[Future[R]] = deque()
-    for item in items:
-        running.append(pool.submit(work, item))
+def ahead(pool: ThreadPoolExecutor, work: Callable[[Target], Loaded], targets: Iterable[Target], count: int) -> Iterator[Future[Loaded]]:
+    """The finished or running work on each target, in order, with `count` more worked on ahead of the one given out."""
+    running: deque[Future[Loaded]] = deque()
+    for target in targets:
+        running.append(pool.submit(work, target))
         if len(running) > count:
             yield running.popleft()
     yield from running
@@ -244,7 +242,7 @@ def write_results(folder: Path, loaded: Loaded, found: Detections, names: Sequen
         (folder / "labels" / f"{name}.txt").write_text(label_rows(found, width, height, options.save_conf), encoding="utf-8", newline="\n")
     if options.save_crop:
         for number, (box, cls) in enumerate(zip(found.boxes, found.classes, strict=True), 1):
-            x0, y0, x1, y1 = *np.floor(box[:2]).astype(int), *np.ceil(box[2:]).astype(int)
+            (x0, y0), (x1, y1) = np.floor(box[:2]).astype(int).tolist(), np.ceil(box[2:]).astype(int).tolist()
             if x0 < x1 and y0 < y1:
                 place = folder / "crops" / re.sub(r'[\\/:*?"<>|\s.]+', "_", names[cls])
                 place.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,17 @@ def tensor_pickle(offset: int = 0, size: tuple[int, ...] = (2,), stride: tuple[i
         return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", value) for value in values) + b"t"
 
     return (
-        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n" + kind.encode() + b"\nU\x010U\x03cpu"
-        + b"J" + struct.pack("<i", announced) + b"tQ" + b"\x8a\x08" + struct.pack("<q", offset) + whole(size) + whole(stride) + b"\x89NtR."
+        b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\n"
+        + kind.encode()
+        + b"\nU\x010U\x03cpu"
+        + b"J"
+        + struct.pack("<i", announced)
+        + b"tQ"
+        + b"\x8a\x08"
+        + struct.pack("<q", offset)
+        + whole(size)
+        + whole(stride)
+        + b"\x89NtR."
     )
 
 
