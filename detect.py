@@ -301,7 +301,7 @@ def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence
                 start = time.perf_counter()
                 error = future.exception()
                 outcome.times.load += time.perf_counter() - start
-                if isinstance(error, UserError):
+                if isinstance(error, (UserError, OSError)):
                     outcome.broken.append(str(error))
                     bar.write(f"skipped: {error}", file=sys.stderr)
                     bar.update()
