@@ -63,8 +63,8 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 from tqdm import tqdm  # noqa: E402
-from val import evaluate, save_plots  # noqa: E402
 
 from data.dataset import DatasetSpec, ImageStore, Sample, load_data, load_split  # noqa: E402
 from data.images import write_image  # noqa: E402
@@ -81,6 +81,7 @@ from utils.metrics import Report  # noqa: E402
 from utils.optim import Schedule, make_optimizer, set_rates  # noqa: E402
 from utils.plots import mosaic, plot_labels, plot_results  # noqa: E402
 from utils.runtime import StopFlag, device_line, memory_used, new_folder, select_device  # noqa: E402
+from val import evaluate, save_plots  # noqa: E402
 
 MAX_GRADIENT = 10.0  # gradients are scaled down to this norm, as YOLOv5 does
 ANCHOR_RECALL = 0.98  # anchors that can predict fewer of the objects are fitted anew
@@ -301,7 +302,7 @@ def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_
     run.model.train()
     bar = tqdm(total=total, initial=progress.done, desc=f"{progress.epoch + 1}/{run.options.epochs}", unit="batch", dynamic_ncols=True)
     started = waited_from = time.perf_counter()
-    waited, images = 0.0, 0
+    waited, spent, images = 0.0, 0.0, 0
     with bar:
         for batch in batches:
             now = time.perf_counter()
@@ -311,10 +312,11 @@ def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_
             train_step(run, batch)
             images += len(batch.views)
             waited_from = time.perf_counter()
+            spent = waited_from - started
             means = [value / progress.done for value in progress.sums]
             bar.set_postfix_str(
                 f"mem {memory_used(run.device):.1f}G box {means[0]:.4f} obj {means[1]:.4f} cls {means[2]:.4f} inst {len(batch.targets)} "
-                f"size {batch.images.shape[3]}x{batch.images.shape[2]} {images / (waited_from - started):.1f} img/s wait {waited / (waited_from - started):.0%}",
+                f"size {batch.images.shape[3]}x{batch.images.shape[2]} {images / spent:.1f} img/s wait {waited / spent:.0%}",
                 refresh=False,
             )
             bar.update()
@@ -322,8 +324,8 @@ def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_
                 save_checkpoint(run.folder / "weights" / "last.pt", run.state())
                 where = f"saved in epoch {progress.epoch + 1} after batch {progress.done} of {total}; go on with --resume {run.folder / 'weights' / 'last.pt'}"
                 raise KeyboardInterrupt(where) if stop.interrupted else Terminated(where)
-    if waited > 0.2 * (waited_from - started) and waited > 2:
-        print(f"data-bound: {waited / (waited_from - started):.0%} of the epoch was spent waiting for pictures; try --cache ram or more --workers")
+    if waited > 0.2 * spent and waited > 2:
+        print(f"data-bound: {waited / spent:.0%} of the epoch was spent waiting for pictures; try --cache ram or more --workers")
 
 
 def train_step(run: Run, batch: Batch) -> None:
@@ -361,9 +363,10 @@ def bad_batch(what: str, run: Run, batch: Batch) -> str:
     return f"{what} is not finite in epoch {run.progress.epoch + 1}, batch {run.progress.done + 1}; the weights are unchanged. {advice}. Images: {images}"
 
 
-def validate(run: Run, batches: Iterable[Batch]) -> tuple[Report, dict[str, float]]:
+def validate(run: Run, batches: DataLoader[Batch]) -> tuple[Report, dict[str, float]]:
     """(report, validation columns of results.csv) of the averaged weights."""
     found = evaluate(run.ema.model, batches, run.names, run.device, loss=run.loss)
+    assert found.losses is not None
     overall = found.report.overall
     metrics = (overall.chosen.precision, overall.chosen.recall, overall.coco_ap50, overall.coco_ap50_95, overall.paper_ap)
     return found.report, dict(zip(RESULT_COLUMNS[4:12], (*metrics, *found.losses), strict=True))
@@ -374,7 +377,7 @@ def fitness(report: Report) -> float:
     return 0.1 * report.overall.coco_ap50 + 0.9 * report.overall.coco_ap50_95
 
 
-def finish_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag) -> bool:
+def finish_epoch(run: Run, batches: DataLoader[Batch], stop: StopFlag) -> bool:
     """Validate, then write results and checkpoints of the epoch that just ended; True when training should end."""
     progress, options = run.progress, run.options
     row = dict.fromkeys(RESULT_COLUMNS, math.nan)
@@ -487,7 +490,7 @@ def train(options: Options) -> Path:
 
 def write_arguments(run: Run) -> None:
     """args.yaml and labels.png, before the first epoch."""
-    settings = {**asdict(run.options), "hyp": asdict(run.hyp), "names": list(run.names), "torch": torch.__version__, "device_used": device_line(run.device)}
+    settings = {**asdict(run.options), "hyp": asdict(run.hyp), "names": list(run.names), "device_used": device_line(run.device)}
     (run.folder / "args.yaml").write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     boxes, classes = (np.concatenate([getattr(s.labels, key) for s in run.samples]) for key in ("boxes", "classes"))
     plot_labels(boxes, classes, run.names, run.folder / "labels.png")
@@ -502,14 +505,14 @@ def tensorboard_writer(folder: Path) -> Any:
     return SummaryWriter(str(folder))
 
 
-def conclude(run: Run, val_batches: Iterable[Batch]) -> None:
+def conclude(run: Run, val_batches: DataLoader[Batch]) -> None:
     """Validate the best weights once more, with all plots, and say where everything is."""
     plot_results(run.folder / "results.csv", run.folder / "results.png")
     best = run.folder / "weights" / "best.pt"
     if not best.exists():
         return
     model = model_from_checkpoint(load_checkpoint(best), str(best)).to(run.device, memory_format=torch.channels_last)
-    found = evaluate(model.fuse().eval(), val_batches, run.names, run.device)
+    found = evaluate(model.fuse().eval(), val_batches, run.names, run.device, title="best")
     save_plots(found, run.names, run.folder)
     print(f"best epoch {run.progress.best_epoch + 1} of {run.progress.epoch}")
     print(found.report.table())

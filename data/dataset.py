@@ -169,7 +169,7 @@ def scan(paths: Sequence[Path], classes: int, title: str = "", single_class: boo
     report, samples, labelled = ScanReport(), [], 0
     with ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
         found = pool.map(lambda path: _scan_one(path, classes), paths)
-        for path, (sample, one, has_file) in zip(paths, tqdm(found, title, len(paths), unit="img", disable=quiet, leave=False), strict=True):
+        for sample, one, has_file in tqdm(found, title, len(paths), unit="img", disable=quiet, leave=False):
             labelled += has_file
             for name in ("corrupt", "rows_left_out", "duplicates", "clipped"):
                 setattr(report, name, getattr(report, name) + getattr(one, name))
