@@ -42,7 +42,6 @@ OPTIONS = parse(Options) if __name__ == "__main__" else Options()
 
 import csv  # noqa: E402
 import glob  # noqa: E402
-import json  # noqa: E402
 import os  # noqa: E402
 import re  # noqa: E402
 import sys  # noqa: E402
@@ -63,11 +62,12 @@ from data.plan import letterbox, transform  # noqa: E402
 from data.render import render  # noqa: E402
 from models.weights import LoadedModel, load_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
-from utils.boxes import clip, xyxy_to_cxcywh  # noqa: E402
+from utils.boxes import clip  # noqa: E402
 from utils.detections import Detections  # noqa: E402
 from utils.draw import draw_detections  # noqa: E402
 from utils.errors import USER, UserError  # noqa: E402
 from utils.nms import nms  # noqa: E402
+from utils.results import image_id, label_rows, write_coco_results  # noqa: E402
 from utils.runtime import device_line, new_folder, select_device  # noqa: E402
 
 WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -224,16 +224,6 @@ def prepare(loaded: LoadedModel, device: torch.device, half: bool) -> DetectionM
 # ---------------------------------------------------------------------------------------------- what is written
 
 
-def label_rows(found: Detections, width: int, height: int, scores: bool) -> str:
-    """YOLO rows `class cx cy w h [score]` in shares of the image, six significant digits."""
-    shares = xyxy_to_cxcywh(found.boxes.astype(np.float64)) / [width, height, width, height]
-    rows = []
-    for cls, share, score in zip(found.classes, shares, found.scores, strict=True):
-        values = [*share, score] if scores else share
-        rows.append(" ".join([str(int(cls)), *(f"{float(value):.6g}" for value in values)]) + "\n")
-    return "".join(rows)
-
-
 def write_results(folder: Path, loaded: Loaded, found: Detections, names: Sequence[str], options: Options) -> None:
     """The files of one image: the picture with boxes, label rows, crops."""
     name, suffix = loaded.target.name, loaded.target.path.suffix.lower()
@@ -252,28 +242,18 @@ def write_results(folder: Path, loaded: Loaded, found: Detections, names: Sequen
         write_image(folder / f"{name}{suffix if suffix in WRITABLE else '.jpg'}", drawn)
 
 
-def records(loaded: Loaded, found: Detections, names: Sequence[str]) -> list[dict[str, object]]:
-    """One plain record per detection, in the layout of COCO results (bbox: left, top, width, height in pixels)."""
-    rows: list[dict[str, object]] = []
-    for box, score, cls in zip(found.boxes.astype(float), found.scores, found.classes, strict=True):
-        left, top, right, bottom = (round(float(value), 3) for value in box)
-        rows.append({
-            "image_id": loaded.target.name, "file_name": str(loaded.target.path), "category_id": int(cls), "category": names[cls],
-            "bbox": [left, top, round(right - left, 3), round(bottom - top, 3)], "score": round(float(score), 5),
-        })  # fmt: skip
-    return rows
-
-
-def write_tables(folder: Path, rows: Sequence[dict[str, object]], options: Options) -> None:
-    """predictions.csv and predictions.json of the whole run."""
+def write_tables(folder: Path, found: Sequence[tuple[Target, Detections]], names: Sequence[str], options: Options) -> None:
+    """predictions.json (COCO results) and predictions.csv of the whole run."""
     if options.save_json:
-        (folder / "predictions.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+        ids = [image_id(target.path.with_stem(target.name)) for target, _ in found]
+        write_coco_results(folder / "predictions.json", [detections for _, detections in found], ids)
     if options.save_csv:
         with open(folder / "predictions.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["image", "class", "name", "score", "left", "top", "width", "height"])
-            for row in rows:
-                writer.writerow([row["file_name"], row["category_id"], row["category"], row["score"], *row["bbox"]])  # type: ignore[misc]
+            writer.writerow(["image", "class", "name", "score", "left", "top", "right", "bottom"])
+            for target, detections in found:
+                for box, score, cls in zip(detections.boxes, detections.scores, detections.classes, strict=True):
+                    writer.writerow([target.path, cls, names[cls], f"{score:.5f}", *(f"{side:.2f}" for side in box)])
 
 
 def closing_line(outcome: Outcome, names: Sequence[str], folder: Path) -> str:
@@ -291,7 +271,8 @@ def closing_line(outcome: Outcome, names: Sequence[str], folder: Path) -> str:
 
 def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence[Target], imgsz: int, folder: Path, options: Options) -> Outcome:
     """Detect in all targets, writing as it goes; what cannot be read is skipped and kept in the outcome."""
-    outcome, rows = Outcome(), []
+    outcome = Outcome()
+    tables: list[tuple[Target, Detections]] = []
     threads = min(8, os.cpu_count() or 1)
     # Two pools, so that writing never holds up the decoding of what the model needs next.
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers, tqdm(total=len(targets), unit="image", disable=None) as bar:
@@ -314,7 +295,7 @@ def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence
                 outcome.images += 1
                 outcome.objects.update(found.classes.tolist())
                 if options.save_csv or options.save_json:
-                    rows += records(loaded, found, names)
+                    tables.append((loaded.target, found))
                 writing.append(writers.submit(write_results, folder, loaded, found, names, options))
                 bar.update()
             start = time.perf_counter()
@@ -324,7 +305,7 @@ def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence
         start = time.perf_counter()
         for future in writing:
             future.result()
-        write_tables(folder, rows, options)
+        write_tables(folder, tables, names, options)
         outcome.times.write += time.perf_counter() - start
     return outcome
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 import detect
 from data.images import read_image, write_image
-from data.labels import parse_yolo
-from detect import Loaded, Options, Outcome, Target, batches, find_images, label_rows, load, run_detection
+from detect import Loaded, Options, Outcome, Target, batches, find_images, load, run_detection
 from models.builder import load_config
 from models.yolo import DetectionModel
 from utils.checkpoint import save_checkpoint
@@ -129,14 +128,6 @@ def test_batches_hold_one_shape_and_every_image_once(kinds: list[int], size: int
     assert sorted(given_out, key=int) == [str(i) for i in range(len(images))]
 
 
-def test_label_rows_are_yolo_rows() -> None:
-    found = Detections(np.array([[10, 20, 110, 220], [0, 0, 400, 300]], np.float32), np.array([0.91, 0.5], np.float32), np.array([1, 0]))
-    assert label_rows(found, 400, 300, True) == "1 0.15 0.4 0.25 0.666667 0.91\n0 0.5 0.5 1 1 0.5\n"
-    parsed = parse_yolo(label_rows(found, 400, 300, False), "a.txt", 2)
-    assert not parsed.problems
-    np.testing.assert_allclose(parsed.labels.boxes * [400, 300, 400, 300], found.boxes, atol=1e-3)
-
-
 def detected(folder: Path, sizes: dict[str, tuple[int, int, tuple[int, int, int, int] | None]], **flags: object) -> tuple[Outcome, Path, RedFinder]:
     for name, (width, height, box) in sizes.items():
         picture(folder / "in" / name, width, height, box)
@@ -177,7 +168,7 @@ def test_known_objects_come_out_in_the_pixels_of_their_image(tmp_path: Path) -> 
         assert np.abs(np.median(crop.reshape(-1, 3), 0) - RED).max() < 12
         assert (read_image(out / name) != read_image(tmp_path / "in" / name)).any()
     table = list(csv.reader((out / "predictions.csv").open(encoding="utf-8", newline="")))
-    assert table[0] == ["image", "class", "name", "score", "left", "top", "width", "height"] and len(table) == 7
+    assert table[0] == ["image", "class", "name", "score", "left", "top", "right", "bottom"] and len(table) == 7
     assert {row[2] for row in table[1:]} == {"slide/fall"}
 
 
