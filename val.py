@@ -325,8 +325,8 @@ def check(options: Options) -> None:
         raise UserError(f"--workers is {options.workers}; 0 or more was expected")
 
 
-def main() -> None:
-    options = OPTIONS
+def validate(options: Options) -> Evaluation:
+    """Measure, print the table and write what the options ask for."""
     check(options)
     spec = load_data(options.data)
     names = ("object",) if options.single_cls and spec.nc > 1 else spec.names
@@ -351,6 +351,11 @@ def main() -> None:
         count = write_gallery(folder / "gallery", evaluation, samples, options.conf_thres)
         print(f"gallery: {count} images with errors, the worst first")
     print(f"results in {folder}")
+    return evaluation
+
+
+def main() -> None:
+    validate(OPTIONS)
 
 
 if __name__ == "__main__":
