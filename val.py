@@ -27,6 +27,7 @@ class Options:
     single_cls: bool = option(False, "take all classes for one")
     strict: bool = option(False, "end with an error where the dataset has any problem")
     predictions: str | None = option(None, "score this COCO results JSON of any detector instead of --weights", metavar="FILE")
+    by_prefix: list[str] | None = option(None, "also measure the images whose names begin so, each word apart (A,B: both together)", metavar="PREFIX")
     save_json: bool = option(False, "write predictions.json in the layout of COCO results, for --predictions or pycocotools")
     save_txt: bool = option(False, "write labels/NAME.txt: class cx cy w h in shares of the image")
     save_conf: bool = option(False, "put the score behind each row of --save-txt")
@@ -311,6 +312,15 @@ def measure_file(options: Options, names: Sequence[str], samples: Sequence[Sampl
     return evaluation, {"predictions": str(path), "paper_predictions": str(paper) if paper.is_file() else str(path)}
 
 
+def measure_group(evaluation: Evaluation, samples: Sequence[Sample], prefix: str, names: Sequence[str], confidence: float) -> Report:
+    """The report of the images whose file names begin with one of the comma-separated words in `prefix`. Raises UserError where there are none."""
+    chosen = [number for number, sample in enumerate(samples) if sample.path.name.startswith(tuple(prefix.split(",")))]
+    if not chosen:
+        raise UserError(f"--by-prefix {prefix}: no image is named so, {samples[0].path.name!r} for example")
+    detections, coco = ([found[number] for number in chosen] for found in (evaluation.detections, evaluation.coco_detections))
+    return score(detections, [evaluation.truths[number] for number in chosen], names, coco, confidence)
+
+
 def check(options: Options) -> None:
     """Raise UserError for settings that no run could use."""
     if not options.weights and not options.predictions:
@@ -337,8 +347,12 @@ def validate(options: Options) -> Evaluation:
 
     evaluation, facts = (measure_file if options.predictions else measure_weights)(options, names, samples)
     print(evaluation.report.table())
+    groups = {prefix: measure_group(evaluation, samples, prefix, names, options.conf_thres) for prefix in options.by_prefix or []}
+    for prefix, report in groups.items():
+        print(f"\nimages {prefix.replace(',', '*, ')}*\n{report.table(notes=False)}")
+
     settings = {"data": options.data, "task": options.task, "paper_nms_iou": options.iou_thres, "coco_nms_iou": COCO_NMS_IOU, "max_det": options.max_det}
-    content = {**settings, **facts, **evaluation.report.to_dict()}
+    content = {**settings, **facts, **evaluation.report.to_dict(), "groups": {prefix: report.to_dict() for prefix, report in groups.items()}}
     (folder / "report.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.save_json:
         write_coco_results(folder / "predictions.json", evaluation.coco_detections, ids)

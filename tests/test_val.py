@@ -176,7 +176,7 @@ def test_first_images_keeps_the_targets_of_those_images() -> None:
 def run_folder(tiny_data: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one run with every output leaves."""
     folder = tmp_path_factory.mktemp("runs")
-    flags = {"save_json": True, "save_txt": True, "save_conf": True, "plots": True, "gallery": True}
+    flags = {"by_prefix": ["00", "01"], "save_json": True, "save_txt": True, "save_conf": True, "plots": True, "gallery": True}
     options = Options(weights=str(weights), data=str(tiny_data), img=150, batch_size=6, conf_thres=0.4, workers=0, device="cpu", project=str(folder), **flags)
     validate(options)
     return folder / "exp"
@@ -198,6 +198,14 @@ def test_the_report_says_what_was_measured_and_how(run_folder: Path) -> None:
     assert isinstance(overall, dict)
     assert overall["at_confidence"]["confidence"] == 0.4 and overall["at_confidence"]["fp"] > 20
     assert set(overall["paper"]) == {"AP"} and set(overall["coco"]) == {"AP50", "AP50:95"}
+
+
+def test_groups_are_parts_of_the_whole(run_folder: Path) -> None:
+    report = report_of(run_folder)
+    parts, whole = [part["overall"] for part in report["groups"].values()], report["overall"]  # type: ignore[attr-defined]
+    assert [part["images"] for part in report["groups"].values()] == [10, 6]  # type: ignore[attr-defined]
+    for key in ("tp", "fp", "fn"):
+        assert sum(part["at_confidence"][key] for part in parts) == whole["at_confidence"][key]  # type: ignore[index]
 
 
 def narrow():  # type: ignore[no-untyped-def]
@@ -299,6 +307,12 @@ def test_wrong_settings_are_named(changes: dict[str, object], words: str, weight
     options = Options(weights=str(weights), data=str(tiny_data), workers=0, device="cpu", project=str(tmp_path))
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
         validate(dataclasses.replace(options, **changes))  # type: ignore[arg-type]
+
+
+def test_a_prefix_that_no_image_has_is_named(run_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    options = Options(predictions=str(run_folder / "predictions.json"), data=str(tiny_data), project=str(tmp_path), by_prefix=["01,x", "sw_"])
+    with pytest.raises(UserError, match=r"--by-prefix sw_: no image is named so"):
+        validate(options)
 
 
 def test_other_classes_than_the_weights_know_are_refused(weights: Path, tiny_data: Path, tmp_path: Path) -> None:

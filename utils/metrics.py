@@ -327,8 +327,11 @@ class Report:
         """Plain values for report.json; the protocol of each AP is part of its name."""
         return {"images": self.images, "overall": _plain(self.overall), "classes": [_plain(scores) for scores in self.classes]}
 
-    def table(self) -> str:
-        """The report as text: a row for all classes, then, where there are several, one for each that was there or detected. Shares in %."""
+    def table(self, notes: bool = True) -> str:
+        """The report as text: a row for all classes, then, where there are several, one for each that was there or detected.
+
+        Shares in %. With `notes` two lines below say what the protocols mean.
+        """
         seen = [row for row in self.classes if row.objects or row.chosen.fp or row.best.fp]
         rows = [self.overall, *(seen if len(self.classes) > 1 else ())]
         name_width = max(9, *(len(row.name) for row in rows))
@@ -349,6 +352,8 @@ class Report:
             cells.append(_percent(row.paper_ap, row.objects, 6))
             cells.append(f"{_percent(row.coco_ap50, row.objects, 7)} {_percent(row.coco_ap50_95, row.objects, 7)}")
             lines.append(" | ".join(cells))
+        if not notes:
+            return "\n".join(lines)
         cut = self.overall.chosen.confidence
         lines.append(f"paper: P-R curve cut at confidence {cut:g}, closed at (0, 1) and (1, 0), IoU 0.5, straight lines, 101 recalls")
         lines.append(f"coco: pycocotools, detections from confidence {COCO_CONFIDENCE:g}, at most {COCO_MAX_DETECTIONS} per image")
