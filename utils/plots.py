@@ -119,7 +119,7 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
             if not known.any():
                 continue
             ax.plot(epochs[known], values[known], color=_rgb(color), linewidth=1.8, label=name, marker="o" if known.sum() < 3 else None, markersize=4)
-            if "AP" in column:
+            if "AP" in column and values[known].max() > 0:
                 best = np.flatnonzero(known)[values[known].argmax()]
                 ax.plot(epochs[best], values[best], "o", color=_rgb(color), markersize=6, markeredgecolor="white")
                 ax.set_title(f"best {values[best]:.4f} in epoch {epochs[best]:g}", fontsize=9, color=INK, loc="right")
@@ -127,7 +127,8 @@ def plot_results(results_csv: str | Path, path: str | Path) -> None:
             ax.legend(fontsize=8, frameon=False)
         if not ax.lines:
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="#999999", fontsize=9)
-        ax.set_ylim(bottom=0)
+        highest = max((float(np.max(line.get_ydata())) for line in ax.lines), default=0.0)  # type: ignore[arg-type]
+        ax.set_ylim(0, None if highest > 0 else 1)
         ax.locator_params(axis="x", integer=True)
     figure.savefig(str(path), dpi=DPI)
 
@@ -147,6 +148,7 @@ def plot_labels(boxes: np.ndarray, classes: np.ndarray, names: Sequence[str], pa
     histogram.bar_label(bars, fontsize=8, color=INK)
     histogram.set_xticks(range(len(shown)), [names[cls] for cls in shown], rotation=0 if len(shown) < 6 else 60, ha="center" if len(shown) < 6 else "right")
     histogram.set_xlim(-1, len(shown))
+    histogram.locator_params(axis="y", integer=True)
     histogram.grid(False)
     _label(histogram, "Objects per class" if len(shown) == len(names) else f"Objects per class ({len(shown)} of {len(names)})", "", "objects")
 
