@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from xml.sax.saxutils import escape
 import cv2
 import numpy as np
 
+from data.images import decode_image, read_header
 from data.labels import Labels
 from utils.errors import UserError
 
@@ -44,6 +46,15 @@ def labels_from_mask(mask: np.ndarray, min_share: float = MIN_SHARE, cls: int = 
         box = np.array([x, y, x + w, y + h]) / np.tile(size, 2)
         rows.append((cls, box, (outline / size).astype(np.float32)))
     return Labels.from_rows(rows), dropped
+
+
+def read_mask(data: bytes, path: Path, width: int, height: int) -> np.ndarray:
+    """Mask (h, w) bool of an encoded image: nothing is black, anything else is landslide; JPEG blur counts from half the brightest level."""
+    mask = decode_image(data, path).max(-1)
+    if mask.shape != (height, width):
+        raise UserError(f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, the image {width} x {height}")
+    lossy = read_header(data, path).format in ("JPEG", "MPO")
+    return mask > (int(mask.max()) // 2 if lossy else 0)
 
 
 def region_outline(region: np.ndarray, tolerance: float = 0.75) -> np.ndarray:
@@ -184,13 +195,14 @@ def write_voc(filename: str, width: int, height: int, objects: Sequence[VocObjec
     return "\n".join([*rows, "</annotation>", ""])
 
 
-def labels_from_voc(image: VocImage, names: Sequence[str], path: str | Path) -> Labels:
-    """Labels of a VOC image; `names` gives the class numbers. Raises UserError for a class that is not there."""
+def labels_from_voc(image: VocImage, names: Sequence[str], path: str | Path, aliases: Mapping[str, str] | None = None) -> Labels:
+    """Labels of a VOC image; `names` gives the class numbers, `aliases` other words for them. Raises UserError for an unknown class."""
     rows = []
     for item in image.objects:
-        if item.name not in names:
+        name = item.name if item.name in names else (aliases or {}).get(item.name, item.name)
+        if name not in names:
             raise UserError(f"{path}: class {item.name!r}; one of {', '.join(names)} was expected")
-        rows.append((names.index(item.name), np.array(item.box) / np.tile((image.width, image.height), 2), None))
+        rows.append((names.index(name), np.array(item.box) / np.tile((image.width, image.height), 2), None))
     return Labels.from_rows(rows)
 
 
@@ -199,3 +211,98 @@ def voc_from_labels(labels: Labels, filename: str, width: int, height: int, name
     scale = np.array([width, height, width, height])
     boxes = [tuple(float(v) for v in np.round(box.astype(np.float64) * scale, 3)) for box in labels.boxes]
     return write_voc(filename, width, height, [VocObject(names[cls], box) for cls, box in zip(labels.classes, boxes, strict=True)])  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------- COCO JSON
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """One image of a COCO file."""
+
+    filename: str  # plain name or a path inside the image folder
+    width: int
+    height: int
+    labels: Labels
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A COCO instances file: classes in the order of their ids, images in the order of the file."""
+
+    names: tuple[str, ...]
+    images: tuple[CocoImage, ...]
+    crowds: int  # `iscrowd` annotations left out: they mark no single object
+
+
+def read_coco(data: bytes, path: str | Path) -> CocoFile:
+    """Read COCO JSON. An outline is kept where an object has exactly one polygon; RLE masks and several polygons give the box.
+
+    Raises UserError for JSON that is no COCO file, a `file_name` that leaves the image folder, unknown ids and impossible boxes.
+    """
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+        categories = sorted((int(c["id"]), str(c["name"])) for c in content["categories"])
+        images = {int(i["id"]): (str(i["file_name"]), int(i["width"]), int(i["height"])) for i in content["images"]}
+        annotations = list(content["annotations"])
+    except RecursionError:
+        raise UserError(f"{path}: not readable as JSON: nested too deeply") from None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not readable as COCO JSON: {reason}") from None
+    numbers = {key: number for number, (key, _) in enumerate(categories)}
+    rows: dict[int, list[tuple[int, np.ndarray, np.ndarray | None]]] = {key: [] for key in images}
+    for key, (name, width, height) in images.items():
+        parts = re.split(r"[/\\]", name)
+        if not name or ".." in parts or parts[0] == "" or ":" in parts[0]:
+            raise UserError(f"{path}: file_name {name!r} of image {key} leaves the image folder; a path inside it was expected")
+        if width <= 0 or height <= 0:
+            raise UserError(f"{path}: image {key} is {width} x {height}")
+    crowds = 0
+    for place, item in enumerate(annotations):
+        if isinstance(item, dict) and item.get("iscrowd"):
+            crowds += 1
+            continue
+        try:
+            image, cls = int(item["image_id"]), numbers[int(item["category_id"])]
+            rows[image].append(_coco_row(item, cls, images[image], f"{path}: annotation {item.get('id', place)}"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: annotation number {place}: {error!r}; image_id, category_id and bbox of this file were expected") from None
+    found = tuple(CocoImage(*images[key], Labels.from_rows(rows[key])) for key in images)
+    return CocoFile(tuple(name for _, name in categories), found, crowds)
+
+
+def _coco_row(item: dict[str, Any], cls: int, image: tuple[str, int, int], where: str) -> tuple[int, np.ndarray, np.ndarray | None]:
+    _, width, height = image
+    x, y, w, h = (float(value) for value in item["bbox"])
+    if not (np.isfinite([x, y, w, h]).all() and w > 0 and h > 0 and x >= -1 and y >= -1 and x + w <= width + 1 and y + h <= height + 1):
+        raise UserError(f"{where}: bbox {x:g} {y:g} {w:g} {h:g} does not lie in the {width} x {height} image")
+    size = np.array([width, height], np.float64)
+    box = np.clip(np.array([x, y, x + w, y + h]) / np.tile(size, 2), 0, 1)
+    polygon = None
+    parts = item.get("segmentation")
+    if isinstance(parts, list) and len(parts) == 1 and len(parts[0]) >= 6 and len(parts[0]) % 2 == 0:
+        polygon = np.clip(np.array(parts[0], np.float64).reshape(-1, 2) / size, 0, 1).astype(np.float32)
+    return cls, box, polygon
+
+
+def write_coco(images: Sequence[CocoImage], names: Sequence[str]) -> str:
+    """COCO JSON text; an object without an outline gets its box as `segmentation`. Image and annotation ids count from 1, classes from 0."""
+    rows: list[dict[str, object]] = []
+    for key, image in enumerate(images, 1):
+        scale = np.array([image.width, image.height], np.float64)
+        for cls, box, polygon in zip(image.labels.classes, image.labels.boxes.astype(np.float64), image.labels.polygons, strict=True):
+            (left, top), (right, bottom) = box[:2] * scale, box[2:] * scale
+            corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+            points = corners if polygon is None else polygon.astype(np.float64) * scale
+            x, y = points.T
+            area = abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+            bbox = [round(float(value), 3) for value in (left, top, right - left, bottom - top)]
+            rows.append({"id": len(rows) + 1, "image_id": key, "category_id": int(cls), "bbox": bbox, "area": round(area, 3), "iscrowd": 0,
+                         "segmentation": [[round(float(value), 3) for value in points.ravel()]]})
+    content = {
+        "images": [{"id": key, "file_name": image.filename, "width": image.width, "height": image.height} for key, image in enumerate(images, 1)],
+        "annotations": rows,
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names)],
+    }
+    return json.dumps(content, ensure_ascii=False) + "\n"

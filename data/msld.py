@@ -7,38 +7,29 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-import os
 import sys
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import cv2
 import numpy as np
 
-from data.formats import MIN_SHARE, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_voc
-from data.images import SUFFIXES, decode_image, read_bytes, read_header
+from data.build import Plan, finish, one_thread, raise_problems, replace_file, spread, start
+from data.formats import MIN_SHARE, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_mask, read_voc
+from data.groups import SPLITS, Groups, Split, generator, grouped_sides, leaks, random_sides, read_groups, split_sizes
+from data.images import SUFFIXES, decode_image, read_bytes
 from data.labels import Labels, format_yolo
 from data.offline import DRAWN, TECHNIQUES
 from utils.config import option, parse
 from utils.errors import UserError, run
 
 Origin = Literal["bijie", "southwest", "negative"]
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 VOC_NAMES = ("slide", "landslide")  # both mean class 0
 QUALITY = 95  # JPEG quality of everything that is not copied
-LISTED = 20  # problems shown; the rest is counted
-Given, Found = TypeVar("Given"), TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -192,94 +183,23 @@ def read_annotation(data: bytes, path: Path, width: int, height: int, min_share:
     return labels_from_mask(read_mask(data, path, width, height), min_share)
 
 
-def read_mask(data: bytes, path: Path, width: int, height: int) -> np.ndarray:
-    """Mask (h, w) bool of an encoded image: nothing is black, anything else is landslide; JPEG blur counts from half the brightest level."""
-    mask = decode_image(data, path).max(-1)
-    if mask.shape != (height, width):
-        raise UserError(f"{path}: the mask is {mask.shape[1]} x {mask.shape[0]}, the image {width} x {height}")
-    lossy = read_header(data, path).format in ("JPEG", "MPO")
-    return mask > (int(mask.max()) // 2 if lossy else 0)
-
-
 # ---------------------------------------------------------------------------------------------- what goes where
-
-
-def _generator(seed: int, *keys: str | int) -> np.random.Generator:
-    """A generator of its own for every (seed, name, ...): one source more or less changes nothing for the others."""
-    return np.random.default_rng([seed, *(zlib.crc32(key.encode()) if isinstance(key, str) else key for key in keys)])
 
 
 def draw_techniques(seed: int, name: str) -> list[str]:
     """Five different techniques for the positive `name`, in the paper's order."""
-    chosen = _generator(seed, name).choice(len(TECHNIQUES), DRAWN, replace=False)
+    chosen = generator(seed, name).choice(len(TECHNIQUES), DRAWN, replace=False)
     return [list(TECHNIQUES)[i] for i in sorted(chosen.tolist())]
 
 
-def split_sizes(count: int) -> tuple[int, int, int]:
-    """Images in train, val and test: 7:3 into train + val and test, then 9:1 into train and val, as in the paper's Table II."""
-    both = count * 7 // 10
-    train = both * 9 // 10
-    return train, both - train, count - both
-
-
-def plan_build(sources: Sequence[Source], seed: int, split: str, groups: dict[str, str]) -> list[Item]:
-    """Every image of the dataset by name, with its split."""
+def plan_build(sources: Sequence[Source], seed: int, split: str, groups: Groups) -> list[Item]:
+    """Every image of the dataset by name, with its split ('paper' or 'grouped')."""
     versions = [(source, technique) for source in sources for technique in ("", *(draw_techniques(seed, source.name) if source.annotation else ()))]
     if split == "paper":
-        train, val, _ = split_sizes(len(versions))
-        rank = _generator(seed, "split").permutation(len(versions))
-        where: list[Split] = ["train" if r < train else "val" if r < train + val else "test" for r in rank.tolist()]
-        return [Item(source.name, technique, side) for (source, technique), side in zip(versions, where, strict=True)]
+        drawn = random_sides(len(versions), seed)
+        return [Item(source.name, technique, side) for (source, technique), side in zip(versions, drawn, strict=True)]
     sides = grouped_sides(Counter(source.name for source, _ in versions), {source.name: source.origin for source in sources}, groups, seed)
     return [Item(source.name, technique, sides[source.name]) for source, technique in versions]
-
-
-def grouped_sides(images: dict[str, int], strata: dict[str, str], groups: dict[str, str], seed: int) -> dict[str, Split]:
-    """The split of every source, all sources of a group on one side, the paper's shares of images kept in every stratum.
-
-    `images`: source -> images it makes; `strata`: source -> its origin; `groups`: source -> group (default: itself).
-    """
-    members: dict[str, list[str]] = {}
-    for name in sorted(images):
-        members.setdefault(groups.get(name, name), []).append(name)
-    sides: dict[str, Split] = {}
-    for stratum in sorted(set(strata.values())):
-        mine = [group for group, names in members.items() if strata[names[0]] == stratum]
-        order = [mine[i] for i in _generator(seed, "split", stratum).permutation(len(mine))]
-        size = sum(images[name] for group in order for name in members[group])
-        train, val, _ = split_sizes(size)
-        before = 0.0
-        for group in order:
-            weight = sum(images[name] for name in members[group])
-            middle = before + weight / 2  # a group goes where its middle falls in the row of all images
-            before += weight
-            sides.update(dict.fromkeys(members[group], "train" if middle < train else "val" if middle < train + val else "test"))
-    return sides
-
-
-def leaks(items: Sequence[Item], groups: dict[str, str]) -> int:
-    """How many test images have a twin in train: another version of their source, or a source of their group."""
-    seen = {groups.get(item.name, item.name) for item in items if item.split == "train"}
-    return sum(item.split == "test" and groups.get(item.name, item.name) in seen for item in items)
-
-
-def read_groups(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """source -> group from a CSV with the columns `group` and `name` (or `id`). Raises UserError for a name that is no source."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as a group file ({error})") from None
-    reader = csv.DictReader(io.StringIO(text))
-    columns = reader.fieldnames or []
-    key = next((column for column in ("name", "id") if column in columns), None)
-    if key is None or "group" not in columns:
-        raise UserError(f"{path}:1: columns {', '.join(columns) or '(none)'}; name and group were expected")
-    known, groups = set(names), {}
-    for row in reader:
-        if row[key] not in known:
-            raise UserError(f"{path}:{reader.line_num}: {row[key]!r} is the name of no source image")
-        groups[row[key]] = row["group"] or row[key]
-    return groups
 
 
 # ---------------------------------------------------------------------------------------------- writing
@@ -311,7 +231,7 @@ def write_versions(task: Task) -> list[str]:
             data = read_bytes(source.image)
             image = decode_image(data, source.image)
         if item.technique:
-            drawn, labels = TECHNIQUES[item.technique](image, task.checked.labels, _generator(task.seed, source.name, item.technique))
+            drawn, labels = TECHNIQUES[item.technique](image, task.checked.labels, generator(task.seed, source.name, item.technique))
             data = _jpeg(drawn)
         else:
             labels = task.checked.labels
@@ -334,84 +254,6 @@ def _jpeg(image: np.ndarray) -> bytes:
     return bytes(cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
-
-
-def spread(call: Callable[[Given], Found], work: Sequence[Given], jobs: int, title: str) -> Iterator[Found | UserError]:
-    """`call` on every piece of `work` by `jobs` processes, in order, with a progress bar; a UserError is handed back, not raised."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=len(work), desc=title, unit="img", disable=None, file=sys.stderr)
-    with bar:
-        if jobs <= 1:
-            for piece in work:
-                yield _attempt(call, piece)
-                bar.update()
-            return
-        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,))
-        try:
-            for found in pool.map(_attempt, [call] * len(work), work, chunksize=8):
-                yield found
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _attempt(call: Callable[[Given], Found], piece: Given) -> Found | UserError:
-    try:
-        return call(piece)
-    except UserError as error:
-        return error
-
-
-def raise_problems(problems: Sequence[str], what: str) -> None:
-    """Raise UserError that lists the problems, if there are any."""
-    if problems:
-        more = f"\n  ... and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise UserError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} {what}; nothing was written\n  " + "\n  ".join(problems[:LISTED]) + more)
-
-
-def start_or_continue(out: Path, plan: dict[str, object]) -> bool:
-    """Make `out` ready for the build that `plan` describes; False when it is finished already.
-
-    Raises UserError when `out` holds something else. `.building.json` marks a build that is not finished.
-    """
-    text = json.dumps(plan, indent=1, sort_keys=True) + "\n"
-    marks = {name: out / name for name in ("build.json", ".building.json")}
-    for mark in marks.values():
-        if mark.exists():
-            if json.loads(mark.read_text("utf-8"))["plan"] != plan["plan"]:
-                raise UserError(f"{out}: holds a build from other sources or settings; give another --out or remove it")
-            if mark.name == "build.json":
-                return False
-    if out.exists() and any(out.iterdir()) and not marks[".building.json"].exists():
-        raise UserError(f"{out}: is not empty and holds no build; give another --out")
-    for split in SPLITS:
-        for kind in ("images", "labels"):
-            (out / kind / split).mkdir(parents=True, exist_ok=True)
-            for rest in (out / kind / split).glob(".*.part"):
-                rest.unlink()
-    replace_file(marks[".building.json"], text.encode())
-    return True
-
-
-def finish(out: Path, plan: dict[str, object], rows: Sequence[Sequence[object]], header: Sequence[str], names: Sequence[str], yaml_name: str) -> None:
-    """Write manifest and dataset YAML, then turn the mark of the unfinished build into build.json."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    replace_file(out / "manifest.csv", table.getvalue().encode())
-    classes = "".join(f"  {number}: {name}\n" for number, name in enumerate(names))
-    replace_file(out / yaml_name, f"path: .\ntrain: images/train\nval: images/val\ntest: images/test\nnames:\n{classes}".encode())
-    replace_file(out / "build.json", (json.dumps(plan, indent=1, sort_keys=True) + "\n").encode())
-    (out / ".building.json").unlink()
-
-
 def build(options: BuildOptions) -> int:
     """Build the dataset. Raises UserError that lists every problem of the sources before anything is written."""
     if options.bijie is None and options.southwest is None:
@@ -428,41 +270,45 @@ def build(options: BuildOptions) -> int:
             checked.append(found)
     if not sources:
         problems.append("no source image was found")
-    raise_problems(problems, "in the sources")
-    groups = read_groups(Path(options.group), (source.name for source in sources)) if options.group else {}
+    raise_problems(problems)
+    groups = read_groups(Path(options.group), (source.name for source in sources)) if options.group else Groups()
     items = plan_build(sources, options.seed, options.split, groups)
-    mixed = {split: leaks(plan_build(sources, options.seed, split, groups), groups) for split in ("paper", "grouped")}
+    twins = {split: leaks((groups.of(item.name), item.split) for item in plan_build(sources, options.seed, split, groups)) for split in ("paper", "grouped")}
     inputs = hashlib.sha256("".join(f"{one.source.name} {one.sha256}\n" for one in checked).encode()).hexdigest()
-    chosen = {"inputs": inputs, "seed": options.seed, "split": options.split, "min_share": options.min_share, "groups": groups}
     counts = {split: sum(item.split == split for item in items) for split in SPLITS}
-    plan: dict[str, object] = {
-        "plan": chosen,
-        "sources": dict(sorted(Counter(source.origin for source in sources).items())),
-        "images": counts,
-        "objects": sum(len(one.labels) for one in checked),
-        "specks_dropped": sum(one.specks for one in checked),
-        "test_images_with_a_twin_in_train": mixed,
-    }
-    if start_or_continue(out, plan):
-        by_name: dict[str, list[Item]] = {}
-        for item in items:
-            by_name.setdefault(item.name, []).append(item)
-        work = [Task(one, tuple(by_name[one.source.name]), options.seed, out) for one in checked]
-        rows: list[list[object]] = []
-        for task, digests in zip(work, spread(write_versions, work, options.jobs, "write"), strict=True):
-            if isinstance(digests, UserError):
-                raise digests
-            source = task.checked.source
-            group = groups.get(source.name, source.name)
-            rows.extend([f"images/{item.split}/{item.file}", source.name, source.origin, group, item.technique or "original", options.seed, item.split, digest]
-                        for item, digest in zip(task.items, digests, strict=True))
-        header = ("file", "source", "origin", "group", "technique", "seed", "split", "sha256")
-        finish(out, plan, rows, header, ["landslide"], "msld.yaml")
+    plan = Plan(
+        {"inputs": inputs, "seed": options.seed, "split": options.split, "min_share": options.min_share, "groups": dict(groups.group)},
+        {
+            "sources": dict(Counter(source.origin for source in sources)),
+            "images": counts,
+            "landslides_in_sources": sum(len(one.labels) for one in checked),
+            "specks_dropped": sum(one.specks for one in checked),
+            "test_images_with_a_twin_in_train": twins,
+        },
+    )
+    if start(out, plan):
+        _write(out, plan, options, checked, items, groups)
     print(f"{out / 'msld.yaml'}: {counts['train']} train, {counts['val']} val, {counts['test']} test images from {len(sources)} sources "
-          f"({plan['objects']} landslides, {plan['specks_dropped']} specks dropped)")
-    print(f"test images with a twin in train: {mixed['paper']} under the paper's split, {mixed['grouped']} under the grouped split "
-          f"(of {split_sizes(len(items))[2]}); this build is {options.split}")
+          f"({plan.summary['landslides_in_sources']} landslides, {plan.summary['specks_dropped']} specks dropped)")
+    print(f"test images with a twin in train: {twins['paper']} under the paper's split, {twins['grouped']} under the grouped split "
+          f"(of about {split_sizes(len(items))[2]}); this dataset is split as: {options.split}")
     return 0
+
+
+def _write(out: Path, plan: Plan, options: BuildOptions, checked: Sequence[Checked], items: Sequence[Item], groups: Groups) -> None:
+    by_name: dict[str, list[Item]] = {}
+    for item in items:
+        by_name.setdefault(item.name, []).append(item)
+    work = [Task(one, tuple(by_name[one.source.name]), options.seed, out) for one in checked]
+    rows: list[list[object]] = []
+    for task, digests in zip(work, spread(write_versions, work, options.jobs, "write"), strict=True):
+        if isinstance(digests, UserError):
+            raise digests
+        source = task.checked.source
+        for item, digest in zip(task.items, digests, strict=True):
+            rows.append([f"images/{item.split}/{item.file}", source.name, source.origin, groups.of(source.name), item.technique or "original",
+                         options.seed, item.split, digest])
+    finish(out, plan, ("file", "source", "origin", "group", "technique", "seed", "split", "sha256"), rows, ["landslide"], "msld.yaml")
 
 
 @dataclass(frozen=True)
@@ -479,10 +325,26 @@ def main() -> int:
     """Entry of `python -m data.msld`."""
     command, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if command == "build":
-        cv2.setNumThreads(1)
-        return build(parse(BuildOptions, rest, "python -m data.msld build"))
+        options = parse(BuildOptions, rest, "python -m data.msld build")
+        one_thread()
+        return build(options)
+    if command == "prepare":
+        from data.prepare import PrepareOptions, prepare
+
+        chosen = parse(PrepareOptions, rest, "python -m data.msld prepare")
+        one_thread()
+        return prepare(chosen)
+    if command == "report":
+        from data.report_options import ReportOptions
+
+        wanted = parse(ReportOptions, rest, "python -m data.msld report")
+        from data.report import report
+
+        return report(wanted)
     print(__doc__)
-    return 0 if command in ("-h", "--help") else 2
+    if command not in ("-h", "--help"):
+        raise UserError(f"{command!r}: build, prepare or report was expected")
+    return 0
 
 
 if __name__ == "__main__":

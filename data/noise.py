@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 # Side of the table of random lattice values; a power of two, because indices wrap by a bit mask.
-TABLE = 512
+TABLE = 256
 # Side of the tree-crown tile and distance of its crowns, in tile pixels.
 CROWN_TILE, CROWN_STEP = 512, 8
 
@@ -25,19 +25,26 @@ class Noise:
         raw = np.pad(rng.random((TABLE, TABLE), dtype=np.float32) * 2 - 1, 2, mode="wrap")
         # Neighbours share a little: a lattice of wholly free values shows its rows and columns after interpolation.
         self.table = cv2.sepFilter2D(raw, cv2.CV_32F, _SOFT, _SOFT)[2:-2, 2:-2].copy()
+        self._wide = np.tile(self.table, (2, 2))  # so that most pieces are one slice
 
     def octave(self, window: Window, period: int, channel: int) -> np.ndarray:
         """Field (h, w) float32 in about [-1, 1] whose features are `period` (a whole number of pixels) wide."""
         left, top, width, height = window
         first_x, first_y = left // period - 2, top // period - 2
         last_x, last_y = (left + width) // period + 3, (top + height) // period + 3
-        columns = (np.arange(first_x, last_x) + 197 * channel + 31 * period) & (TABLE - 1)
-        rows = (np.arange(first_y, last_y) + 311 * channel + 67 * period) & (TABLE - 1)
-        lattice = self.table[rows[:, None], columns]
+        lattice = self._piece(first_x + 197 * channel + 31 * period, first_y + 311 * channel + 67 * period, last_x - first_x, last_y - first_y)
         if period > 1:
             lattice = cv2.resize(lattice, (lattice.shape[1] * period, lattice.shape[0] * period), interpolation=cv2.INTER_CUBIC)
         x, y = left - first_x * period, top - first_y * period
         return lattice[y : y + height, x : x + width]
+
+    def _piece(self, column: int, row: int, columns: int, rows: int) -> np.ndarray:
+        """(rows, columns) of the table, which repeats for ever, from (row, column) on."""
+        row, column = row % TABLE, column % TABLE
+        if rows <= TABLE and columns <= TABLE:
+            return self._wide[row : row + rows, column : column + columns]
+        repeat = (-(-(row + rows) // TABLE), -(-(column + columns) // TABLE))
+        return np.tile(self.table, repeat)[row : row + rows, column : column + columns]
 
     def fractal(self, window: Window, period: int, octaves: int, channel: int, gain: float = 0.5, ridged: bool = False) -> np.ndarray:
         """Sum (h, w) float32 of octaves of falling period, weights gain^k, scaled to about [-1, 1]; `ridged` folds each at 0 into crests."""
@@ -88,18 +95,23 @@ def crown_tile() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=32)
 def _scaled_crowns(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The crown tile scaled to `side` pixels and repeated twice each way."""
     height, number = crown_tile()
-    mode = cv2.INTER_AREA if side < CROWN_TILE else cv2.INTER_LINEAR
-    # Repeated once around before scaling, so that the seam is smoothed too.
-    wide = (cv2.resize(np.tile(height, (3, 3)), (side * 3, side * 3), interpolation=mode), np.tile(number, (3, 3)))
-    numbers = cv2.resize(wide[1], (side * 3, side * 3), interpolation=cv2.INTER_NEAREST)
-    return wide[0][side : 2 * side, side : 2 * side].copy(), numbers[side : 2 * side, side : 2 * side].copy()
+    wide = CROWN_TILE // 4  # repeated around before scaling, so that the seam is smoothed too
+    height, number = np.pad(height, wide, mode="wrap"), np.pad(number, wide, mode="wrap")
+    whole, inner = (side * 3 // 2, side * 3 // 2), slice(side // 4, side // 4 + side)
+    height = cv2.resize(height, whole, interpolation=cv2.INTER_AREA if side < CROWN_TILE else cv2.INTER_LINEAR)
+    number = cv2.resize(number, whole, interpolation=cv2.INTER_NEAREST)
+    return np.tile(height[inner, inner], (2, 2)), np.tile(number[inner, inner], (2, 2))
 
 
 def crowns(window: Window, diameter: float, shift: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Tree crowns (height in [0, 1], own number in [0, 1]), each (h, w) float32, about `diameter` pixels wide."""
     side = max(int(round(CROWN_TILE * diameter / (1.4 * CROWN_STEP) / 16)) * 16, 64)
     height, number = _scaled_crowns(side)
-    rows = (np.arange(window[1], window[1] + window[3]) + shift[1]) % side
-    columns = (np.arange(window[0], window[0] + window[2]) + shift[0]) % side
-    return height[rows[:, None], columns], number[rows[:, None], columns]
+    row, column = (window[1] + shift[1]) % side, (window[0] + shift[0]) % side
+    inner = (slice(row, row + window[3]), slice(column, column + window[2]))
+    repeat = (-(-inner[0].stop // side), -(-inner[1].stop // side))
+    if max(repeat) <= 2:
+        return height[inner], number[inner]
+    return np.tile(height[:side, :side], repeat)[inner], np.tile(number[:side, :side], repeat)[inner]

@@ -95,8 +95,7 @@ class Slide:
     @property
     def box(self) -> tuple[int, int, int, int]:
         """xyxy in scene pixels, right and bottom exclusive."""
-        (left, top), (right, bottom) = self.outline.min(0), self.outline.max(0) + 1
-        return int(left), int(top), int(right), int(bottom)
+        return _box(self.outline)
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def plan_scene(rng: np.random.Generator, width: int, height: int, kind: Kind, sl
     built = 0.75 if kind == "bijie" else 0.3 if kind == "southwest" else 0.6
     for _ in range(min(rng.poisson(built * np.sqrt(area) * 1.2), 60)):
         scene.lines.append(_road(rng, scene, gradient))
-    _add_houses(rng, scene, int(rng.poisson(built * area * (2 if kind != "negative" else 5) * (rng.random() < 0.7))))
+    _add_houses(rng, scene, int(rng.poisson(built * area * (4 if kind != "negative" else 16) * (rng.random() < 0.6))))
     for _ in range(rng.poisson((0.35 if kind == "negative" else 0.15) * area)):
         scene.patches.append(_bare_patch(rng, scene))
     if kind != "negative":
@@ -161,7 +160,7 @@ def _draw_look(rng: np.random.Generator, kind: Kind) -> Look:
         palette=palette,
         sun=(float(np.cos(azimuth) * np.cos(elevation)), float(np.sin(azimuth) * np.cos(elevation)), float(np.sin(elevation))),
         ambient=float(rng.uniform(0.22, 0.5)),
-        relief=float(rng.uniform(0.2, 0.5) if kind != "southwest" else rng.uniform(0.4, 0.8)),
+        relief=float(rng.uniform(0.2, 0.5) if kind != "southwest" else rng.uniform(0.45, 1.0)),
         metres=metres,
         crown=float(np.clip(rng.uniform(4.0, 7.0) / metres, 2.6, 11)),
         forest=float(np.clip(palette[6] + rng.normal(0, 0.2), 0.02, 0.98)),
@@ -182,7 +181,7 @@ def _terrain(rng: np.random.Generator, noise: Noise, grid: Window, step: int, lo
     """Height (rows, columns) float32 in pixels: hills and crests, valleys cut along the rivers, root mean square slope `look.relief`."""
     period = int(rng.choice([32, 64, 64, 64] if look.metres > 1 else [16, 32, 64])) * 4 // step
     hills = noise.fractal(grid, period * 2, 3, 1)
-    crests = noise.fractal(grid, period, 5, 11, gain=0.48, ridged=True)
+    crests = noise.fractal(grid, period, 5, 11, gain=0.47, ridged=True)
     share = np.float32(rng.uniform(0.25, 0.75))
     height = hills * (1 - share) * 1.6 + crests * share
     # A general tilt gives long slopes for long landslides.
@@ -197,13 +196,15 @@ def _terrain(rng: np.random.Generator, noise: Noise, grid: Window, step: int, lo
         height = height * (1 - np.exp(-away / (0.3 * reach))) - np.float32(1.2) * np.exp(-away / reach)
     slope_y, slope_x = np.gradient(height)
     rms = float(np.sqrt((slope_x**2 + slope_y**2).mean()))
-    return (height * np.float32(look.relief * step / max(rms, 1e-6))).astype(np.float32)
+    # Smoothed by a cell: crests are kinks, and enlarging a kink shows the grid.
+    return cv2.GaussianBlur(height * np.float32(look.relief * step / max(rms, 1e-6)), (0, 0), 1.0).astype(np.float32)
 
 
 def _wander(rng: np.random.Generator, count: int, scale: float) -> np.ndarray:
     """A smooth random curve (count,) of about unit height, changing over `scale` of its length."""
     knots = rng.normal(0, 1, max(int(round(1 / scale)) + 3, 4))
-    return np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(knots)), cv2.GaussianBlur(knots[None], (5, 1), 0.8)[0])
+    straight = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(knots)), knots)
+    return cv2.GaussianBlur(straight[None], (0, 0), max(0.4 * count * scale, 0.5), borderType=cv2.BORDER_REPLICATE)[0]
 
 
 def _river(rng: np.random.Generator, width: int, height: int, look: Look) -> Line:
@@ -212,7 +213,8 @@ def _river(rng: np.random.Generator, width: int, height: int, look: Look) -> Lin
     across = np.array([-along[1], along[0]])
     middle = np.array([width, height]) / 2 + across * rng.uniform(-0.42, 0.42) * min(width, height)
     t = np.linspace(-0.75, 0.75, max(int(reach / 10), 24))
-    bend = 0.07 * reach * _wander(rng, len(t), 0.3) + 0.015 * reach * _wander(rng, len(t), 0.1)
+    bends = min(200 / reach, 0.3)  # a bend about every 200 pixels, or three in all
+    bend = 0.09 * min(reach, 800) * (_wander(rng, len(t), bends) + 0.3 * _wander(rng, len(t), bends / 3)) + 0.1 * reach * _wander(rng, len(t), 0.3)
     points = middle + along * t[:, None] * reach + across * bend[:, None]
     colour = [(58, 78, 62), (74, 92, 88), (110, 118, 104), (44, 66, 72), (136, 128, 106)][rng.integers(5)]
     return Line(points.astype(np.float32), float(np.clip(rng.uniform(6, 28) / look.metres, 3, 40)), colour, "river")
@@ -228,7 +230,7 @@ def _road(rng: np.random.Generator, scene: Scene, gradient: np.ndarray) -> Line:
     colour = [(196, 190, 174), (208, 204, 196), (168, 146, 114), (150, 148, 142)][rng.integers(4)] if kind != "motorway" else (112, 112, 112)
     start = rng.uniform(0.1, 0.9, 2) * (scene.width, scene.height)
     heading = rng.uniform(0, 2 * np.pi)
-    hug = {"road": 0.3, "path": 0.22, "motorway": 0.0}[kind]
+    hug = {"road": 0.2, "path": 0.16, "motorway": 0.0}[kind]
     arms = [_follow(rng, scene, gradient, start, heading + turn, hug) for turn in (0.0, np.pi)]
     points = np.concatenate([arms[1][::-1], arms[0][1:]])
     width = float(np.clip(metres / look.metres, 1.2, 60))
@@ -247,7 +249,7 @@ def _follow(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, start:
         if steep > 1e-6 and hug:
             turn = (math.atan2(gx, -gy) - heading + math.pi / 2) % math.pi - math.pi / 2
             heading += min(max(turn, -1.0), 1.0) * hug * min(steep * 2, 1)
-        drift = 0.9 * drift + (0.035 if hug else 0.002) * jitter[i]
+        drift = 0.9 * drift + (0.028 if hug else 0.002) * jitter[i]
         heading += drift * (1 if hug else 0.3)
         x, y = x + stride * math.cos(heading), y + stride * math.sin(heading)
         points.append((x, y))
@@ -287,9 +289,9 @@ def _bare_patch(rng: np.random.Generator, scene: Scene) -> Patch:
     size = np.exp(rng.uniform(np.log(14), np.log(70))) / scene.look.metres
     count = 48 if rng.random() < 0.6 else int(rng.integers(4, 7))
     angle = np.sort(rng.uniform(0, 2 * np.pi, count)) if count < 8 else np.linspace(0, 2 * np.pi, count, endpoint=False)
-    ring = _wander(rng, count, 0.2)
-    radius = size * (1 + 0.3 * (ring + (ring[0] - ring[-1]) * np.linspace(0, 1, count)))
-    stretch = rng.uniform(0.5, 1.0)
+    ring = _wander(rng, count, 0.12)
+    radius = size * np.clip(1 + 0.45 * (ring + (ring[0] - ring[-1]) * np.linspace(0, 1, count)), 0.3, 2)
+    stretch = rng.uniform(0.4, 0.9)
     points = np.stack([np.cos(angle) * radius, np.sin(angle) * radius * stretch], -1)
     turn = rng.uniform(0, np.pi)
     points = points @ np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]) + rng.uniform(0, 1, 2) * (scene.width, scene.height)
@@ -311,21 +313,24 @@ def _add_slides(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, ki
     clustered = wanted is None and kind == "southwest" and rng.random() < 0.2
     if wanted is None:
         wanted = int(rng.integers(5, 15)) if clustered else int(rng.choice([1, 2, 3], p=(0.75, 0.2, 0.05) if kind == "bijie" else (0.55, 0.3, 0.15)))
-    low, high = (0.08, 0.22) if clustered else (0.18, 0.7) if kind == "bijie" else (0.3, 0.8)
+    low, high = (0.1, 0.25) if clustered else (0.2, 0.75) if kind == "bijie" else (0.4, 0.95)
     if side > 1024:
         low, high = 0.02 * 1024 / side, 0.45 * 1024 / side
     warmth = rng.normal(0, 6)
-    geology = np.array(scene.look.palette[5]) * rng.uniform(0.85, 1.12) + np.array([warmth, 0, -warmth])
-    taken: list[tuple[int, int, int, int]] = []
+    geology = np.array(scene.look.palette[5]) * rng.uniform(0.95, 1.2) + np.array([warmth, 0, -warmth])
     for attempt in range(wanted * 8 + 40):
         if len(scene.slides) >= wanted or (attempt >= wanted * 8 and scene.slides):
             break
         length = max(np.exp(rng.uniform(np.log(low), np.log(high))) * side * (0.97**attempt if wanted < 20 else 1), 14.0)
         slide = _slide(rng, scene, gradient, length, geology)
-        if slide is None or any(_touch(slide.box, other) for other in taken):
-            continue
-        taken.append(slide.box)
-        scene.slides.append(slide)
+        if slide is not None:
+            scene.slides.append(slide)
+
+
+def _box(outline: np.ndarray) -> tuple[int, int, int, int]:
+    """xyxy around a drawn outline, right and bottom exclusive."""
+    (left, top), (right, bottom) = outline.min(0), outline.max(0) + 1
+    return int(left), int(top), int(right), int(bottom)
 
 
 def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
@@ -342,10 +347,10 @@ def _slide(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, length:
     path = _descend(gradient, scene, head, length)
     if len(path) < 12 or ((path[-1] < -0.1 * length) | (path[-1] > size + 0.1 * length)).any():
         return None
-    slim = rng.random() < 0.45
-    half = length * (rng.uniform(0.06, 0.12) if slim else rng.uniform(0.16, 0.32))
+    slim = rng.random() < (0.65 if scene.look.metres > 1.1 else 0.4)
+    half = length * (rng.uniform(0.06, 0.11) if slim else rng.uniform(0.14, 0.28))
     arms = [(path, half, _profile(rng, len(path), slim))]
-    for _ in range(rng.integers(0, 3) if slim else rng.integers(0, 2)):  # further scars that run into the main one
+    for _ in range(rng.integers(0, 4) if slim else rng.integers(0, 2)):  # further scars that run into the main one
         aside = path[int(rng.uniform(0, 0.35) * len(path))] + rng.normal(0, 1, 2) * half * (2.5 if slim else 1.2)
         branch = _descend(gradient, scene, aside, length * rng.uniform(0.3, 0.6))
         if len(branch) >= 12:
@@ -355,6 +360,9 @@ def _slide(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, length:
         return None
     inside = ((outline >= 0) & (outline < size)).all(1).mean()
     if inside < 0.7 or len(outline) < 8:
+        return None
+    box = _box(outline)
+    if any(_touch(box, other.box) for other in scene.slides):
         return None
     age = float(rng.uniform(0.0, 0.25) if rng.random() < 0.7 else rng.uniform(0.3, 0.75))
     colour = _colour(geology * rng.uniform(0.93, 1.07))
@@ -399,31 +407,40 @@ def _outline(rng: np.random.Generator, noise: Noise, arms: list[tuple[np.ndarray
     shape = (np.ceil(everything.max(0)).astype(int) + margin - corner)[::-1]
     body = np.zeros(shape, np.uint8)
     for path, reach, profile in arms:
-        along = np.gradient(path, axis=0)
-        normal = np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(*along.T)[:, None] + 1e-9)
-        ring = [path + normal * (reach * profile * (1 + 0.2 * _wander(rng, len(path), 0.08)))[:, None] * side for side in (1, -1)]
-        for i in range(len(path) - 1):  # quads: a bend may fold the ring over itself
-            quad = np.array([ring[0][i], ring[0][i + 1], ring[1][i + 1], ring[1][i]]) - corner
-            cv2.fillConvexPoly(body, cv2.convexHull(np.round(quad * 8).astype(np.int32)), 1, shift=3)
+        middle = path + _normal(path) * (0.15 * reach * _wander(rng, len(path), 0.1))[:, None] - corner
+        ends = np.round(middle * 8).astype(int).tolist()
+        breadth = np.maximum(np.round(2 * reach * profile), 1).astype(int).tolist()
+        for i in range(len(ends) - 1):
+            cv2.line(body, ends[i], ends[i + 1], 1, breadth[i], cv2.LINE_8, 3)
     soft = cv2.GaussianBlur(body.astype(np.float32), (0, 0), max(half * 0.12, 0.8))
     period = 1 << int(np.clip(np.log2(max(half * 0.7, 2)), 1, 6))
-    rough = noise.fractal((int(corner[0]), int(corner[1]), int(shape[1]), int(shape[0])), period, 4, 111, gain=0.65)
-    contours, _ = cv2.findContours((soft + 0.55 * rough > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rough = noise.fractal((int(corner[0]), int(corner[1]), int(shape[1]), int(shape[0])), period, 5, 111, gain=0.75)
+    contours, _ = cv2.findContours((soft + 0.8 * rough > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return None
     largest = max(contours, key=cv2.contourArea)
     return (largest[:, 0] + corner).astype(np.int32) if cv2.contourArea(largest) >= 60 else None
 
 
+def _normal(path: np.ndarray) -> np.ndarray:
+    """Unit vectors (n, 2) across a path (n, 2)."""
+    along = np.gradient(path, axis=0)
+    return np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(along[:, 0], along[:, 1])[:, None] + 1e-9)
+
+
 def _streaks(rng: np.random.Generator, arms: list[tuple[np.ndarray, float, np.ndarray]], half: float) -> tuple[tuple[np.ndarray, float, int], ...]:
+    """Flow lines that keep their place across the slide, more or less, while they run down it."""
     lines = []
     for path, reach, profile in arms:
-        along = np.gradient(path, axis=0)
-        normal = np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(*along.T)[:, None] + 1e-9)
-        for _ in range(int(np.clip(reach * 1.2, 6, 60))):
-            first = int(rng.integers(0, max(len(path) - 6, 1)))
-            last = min(first + int(rng.integers(5, max(len(path) // 2, 7))), len(path))
-            aside = rng.uniform(-0.95, 0.95) + 0.12 * _wander(rng, last - first, 0.3)
-            points = path[first:last] + normal[first:last] * (reach * profile[first:last] * aside)[:, None]
-            lines.append((points.astype(np.float32), float(np.clip(rng.normal(0, 0.45), -1, 1)), int(rng.integers(1, max(2, int(half * 0.12) + 2)))))
+        across = _normal(path) * (reach * profile)[:, None]
+        count = int(np.clip(reach * 1.2, 6, 60))
+        first = rng.integers(0, max(len(path) - 6, 1), count)
+        last = np.minimum(first + rng.integers(5, max(len(path) // 2, 7), count), len(path))
+        aside, drift = rng.uniform(-0.95, 0.95, count), rng.normal(0, 0.15, count)
+        tone = np.clip(rng.normal(-0.05, 0.55, count), -1, 1)
+        width = rng.integers(1, max(2, int(half * 0.1) + 2), count)
+        for i in range(count):
+            part = slice(int(first[i]), int(last[i]))
+            place = aside[i] + drift[i] * np.arange(part.stop - part.start) / (part.stop - part.start)
+            lines.append(((path[part] + across[part] * place[:, None]).astype(np.float32), float(tone[i]), int(width[i])))
     return tuple(lines)

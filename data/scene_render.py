@@ -17,8 +17,10 @@ def render(scene: Scene, window: Window | None = None) -> tuple[np.ndarray, np.n
     """Image (h, w, 3) uint8 RGB and landslide mask (h, w) uint8 (0 or 255) of `window` (left, top, width, height; default: all)."""
     left, top, width, height = window or (0, 0, scene.width, scene.height)
     wide = (left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
-    relief = _relief(scene, wide)
-    ground, open_ground = _ground(scene, wide, relief)
+    fine = scene.noise.fractal(wide, 8, 4, 41, gain=0.7)
+    broad = scene.noise.fractal(wide, 64, 4, 31, gain=0.6)
+    relief = _relief(scene, wide, fine)
+    ground, open_ground = _ground(scene, wide, relief, fine, broad)
     level = np.zeros(open_ground.shape, np.uint8)  # how far the ground is made flat: water wholly, roads half
     for line in scene.lines:
         if _meets(line.points, line.width * 3 + 8, wide):
@@ -33,7 +35,7 @@ def render(scene: Scene, window: Window | None = None) -> tuple[np.ndarray, np.n
     for house in scene.houses:
         if _meets(house.corners, house.height * 3 + 8, wide):
             cv2.fillConvexPoly(open_ground, _fixed(house.corners * 1.6 - house.corners.mean(0) * 0.6, wide), 255, shift=SHIFT)
-    image = _trees_and_light(scene, wide, ground, open_ground, relief, level)
+    image = _trees_and_light(scene, wide, ground, open_ground, relief, level, broad)
     for house in scene.houses:
         if _meets(house.corners, house.height * 3 + 8, wide):
             _draw_house(scene, image, house, wide)
@@ -47,22 +49,33 @@ def _meets(points: np.ndarray, reach: float, window: Window) -> bool:
     return bool(low[0] < window[0] + window[2] and high[0] > window[0] and low[1] < window[1] + window[3] and high[1] > window[1])
 
 
+def _near(points: np.ndarray, window: Window, reach: float) -> list[np.ndarray]:
+    """The runs of a polyline that come within `reach` of the window: far coordinates would overflow the drawing's fixed point."""
+    low, high = np.array(window[:2]) - reach, np.array(window[:2]) + window[2:] + reach
+    inside = ((points >= low) & (points <= high)).all(1)
+    inside[:-1] |= inside[1:]
+    inside[1:] |= inside[:-1].copy()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.view(np.int8), [0]])))
+    return [points[first:last] for first, last in zip(edges[::2], edges[1::2], strict=True) if last - first > 1]
+
+
 def _fixed(points: np.ndarray, window: Window) -> np.ndarray:
     return np.round((np.asarray(points, np.float64) - window[:2]) * (1 << SHIFT)).astype(np.int32)
 
 
-def _relief(scene: Scene, window: Window) -> np.ndarray:
+def _relief(scene: Scene, window: Window, fine: np.ndarray) -> np.ndarray:
     """Height (h, w) float32 in pixels: the planned terrain with its finest octaves added."""
     left, top, width, height = window
     step, pad = scene.step, scene.pad
-    first_x, first_y = left // step - 2, top // step - 2
-    last_x, last_y = (left + width) // step + 3, (top + height) // step + 3
+    first_x, first_y = left // step - 4, top // step - 4
+    last_x, last_y = (left + width) // step + 5, (top + height) // step + 5
     rows, columns = scene.terrain.shape
     part = scene.terrain[np.clip(np.arange(first_y, last_y) + pad, 0, rows - 1)[:, None], np.clip(np.arange(first_x, last_x) + pad, 0, columns - 1)]
-    big = cv2.resize(part, (part.shape[1] * step, part.shape[0] * step), interpolation=cv2.INTER_CUBIC)
+    # Linear and then smoothed: OpenCV's cubic does not keep a plane plane, which shows as ripples on every slope.
+    big = cv2.GaussianBlur(cv2.resize(part, (part.shape[1] * step, part.shape[0] * step), interpolation=cv2.INTER_LINEAR), (0, 0), 0.6 * step)
     x, y = left - first_x * step, top - first_y * step
-    fine = scene.noise.fractal(window, 4 * step, 4, 21, gain=0.5)
-    return big[y : y + height, x : x + width] + fine * np.float32(2.2 * scene.look.relief)
+    rough = np.float32(1.3) * scene.noise.octave(window, 16, 21) + np.float32(0.9) * fine
+    return big[y : y + height, x : x + width] + rough * np.float32(scene.look.relief)
 
 
 def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -94,13 +107,11 @@ def _share(share: float) -> float:
     return float(-0.3 * np.log(share / (1 - share)) / 1.702) if 0 < share < 1 else (9.0 if share <= 0 else -9.0)
 
 
-def _ground(scene: Scene, window: Window, relief: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _ground(scene: Scene, window: Window, relief: np.ndarray, fine: np.ndarray, broad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colour (h, w, 3) uint8 of the ground without trees, and where no tree may stand (h, w) uint8."""
     look, noise = scene.look, scene.noise
     _, _, _, grass, soil, scar, _ = look.palette
-    broad = noise.fractal(window, 64, 4, 31)
-    fine = noise.fractal(window, 8, 4, 41, gain=0.7)
-    bare = _step(broad + 0.6 * fine, _share(0.25 if look.forest > 0.4 else 0.45), 0.35)
+    bare = _step(np.float32(0.6) * fine - broad, _share(0.25 if look.forest > 0.4 else 0.45), 0.35)
     colour = _mix(_tint(grass), _tint(soil), bare) * (1 + np.float32(0.22) * fine + np.float32(0.1) * broad)
     open_ground = np.zeros(relief.shape, np.uint8)
     if look.farmland > 0.05:
@@ -115,8 +126,8 @@ def _ground(scene: Scene, window: Window, relief: np.ndarray) -> tuple[np.ndarra
 
 def _crop_table(scene: Scene) -> np.ndarray:
     """Colours (256, 3) float32 of fields by number: the scene's own choice of crops, tinted towards its grass and soil."""
-    random = (scene.noise.table[:256, :4] + 1) / 2
-    pool = np.array(CROPS, np.float32)[(scene.noise.table[300, :3] * 4 + 4).astype(int).clip(0, len(CROPS) - 1)]
+    random = (scene.noise.table[:, :4] + 1) / 2
+    pool = np.array(CROPS, np.float32)[(scene.noise.table[30, 8:11] * 4 + 4).astype(int).clip(0, len(CROPS) - 1)]
     crop = pool[(random[:, 0] * 3).astype(int).clip(0, 2)]
     own = np.where(random[:, 1:2] < 0.5, np.array(scene.look.palette[3], np.float32), np.array(scene.look.palette[4], np.float32))
     return ((crop + own) / 2 * (0.8 + 0.4 * random[:, 2:3])).astype(np.float32)
@@ -124,8 +135,8 @@ def _crop_table(scene: Scene) -> np.ndarray:
 
 def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Planes (3, h, w) float32 of the colours (256, 3) that the numbers (h, w) name."""
-    index8 = index.astype(np.uint8)
-    return np.stack([cv2.LUT(index8, np.ascontiguousarray(table[:, channel])) for channel in range(3)])
+    number = index.astype(np.uint8)
+    return _planes(cv2.LUT(cv2.merge([number, number, number]), table[None].astype(np.uint8)))
 
 
 def _terraces(scene: Scene, window: Window, relief: np.ndarray, use: np.ndarray) -> np.ndarray:
@@ -155,15 +166,16 @@ def _parcels(scene: Scene, window: Window, fine: np.ndarray) -> np.ndarray:
     plot = np.floor(u / long)
     colour = _look_up(_crop_table(scene), (strip.astype(np.int32) * 59 + plot.astype(np.int32) * 113) & 255)
     edge = np.minimum(np.minimum(u / long - plot, 1 - u / long + plot) * long, np.minimum(v / wide - strip, 1 - v / wide + strip) * wide)
-    rows = np.cos(v * np.float32(2 * np.pi / max(2.6 / look.metres, 2.7)))
-    return colour * (1 + 0.06 * rows - 0.35 * np.clip(1.3 - edge, 0, 1))
+    row = v / np.float32(max(2.6 / look.metres, 2.7))
+    rows = np.abs(row - np.floor(row) - np.float32(0.5))
+    return colour * (np.float32(0.94) + np.float32(0.24) * rows - np.float32(0.35) * np.clip(np.float32(1.3) - edge, 0, 1))
 
 
 def _draw_line(ground: np.ndarray, open_ground: np.ndarray, level: np.ndarray, line: Line, window: Window) -> None:
-    points = [_fixed(line.points, window)]
+    pieces = [_fixed(piece, window) for piece in _near(line.points, window, line.width * 2 + 24)]
 
     def stroke(image: np.ndarray, colour: tuple[float, ...] | int, width: float) -> None:
-        cv2.polylines(image, points, False, colour, max(int(round(width)), 1), cv2.LINE_AA, SHIFT)
+        cv2.polylines(image, pieces, False, colour, max(int(round(width)), 1), cv2.LINE_AA, SHIFT)
 
     shoulder = tuple(0.55 * c + 0.45 * g for c, g in zip(line.colour, (118, 108, 84), strict=True))
     stroke(open_ground, 255, line.width + (4 if line.kind != "path" else 2))
@@ -176,11 +188,12 @@ def _draw_line(ground: np.ndarray, open_ground: np.ndarray, level: np.ndarray, l
     stroke(ground, shoulder, line.width + (3 if line.kind != "path" else 1))
     stroke(ground, line.colour, line.width)
     if line.kind == "motorway":
+        along = np.gradient(line.points, axis=0)
+        normal = np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(*along.T)[:, None] + 1e-9)
         for offset in (-0.46, -0.02, 0.02, 0.46):
-            along = np.gradient(line.points, axis=0)
-            normal = np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(*along.T)[:, None] + 1e-9)
-            side = [_fixed(line.points + normal * line.width * offset, window)]
-            cv2.polylines(ground, side, False, (214, 214, 208) if abs(offset) > 0.1 else (70, 92, 62), 1, cv2.LINE_AA, SHIFT)
+            side = _near(line.points + normal * line.width * offset, window, 24)
+            colour = (214, 214, 208) if abs(offset) > 0.1 else (70, 92, 62)
+            cv2.polylines(ground, [_fixed(piece, window) for piece in side], False, colour, 1, cv2.LINE_AA, SHIFT)
     elif line.kind == "road" and line.width >= 5:
         stroke(ground, tuple(min(c * 1.08, 255) for c in line.colour), line.width * 0.3)
 
@@ -234,41 +247,58 @@ def _draw_slide(
     x, y = np.arange(local[2], dtype=np.float32)[None] + local[0] - slide.head[0], np.arange(local[3], dtype=np.float32)[:, None] + local[1] - slide.head[1]
     place = np.clip((x * np.float32(run[0]) + y * np.float32(run[1])) / np.float32(max(run @ run, 1)), -0.2, 1.2)
     scar = _mix(_tint(slide.colour), _tint(scene.look.palette[4]), _step(coarse, 0.25 - 0.3 * slide.age, 0.5) * 0.55)
-    scar = scar * (1 + 0.3 * flow + 0.16 * coarse + 0.2 * fine)
+    washed = _washed(scene, slide, local)
+    scar = scar * (1.02 + 0.26 * flow + 0.3 * washed + 0.16 * coarse + 0.14 * fine)
     grown = _step(coarse + 0.8 * fine, 0.75 - 1.3 * slide.age, 0.35)
     colour = _mix(scar, _tint(scene.look.palette[3]) * (1 + 0.2 * fine), grown * 0.85)
     ground[rows, columns] = _pixels(_mix(_planes(ground[rows, columns]), colour, edge))
-    relief[rows, columns] += slide.depth * (np.clip(place, 0, 1) - np.float32(0.6)) * body + (0.8 * fine + 0.5 * flow) * edge * np.float32(0.6)
+    relief[rows, columns] += slide.depth * (np.clip(place, 0, 1) - np.float32(0.6)) * body + (0.4 * fine + 0.5 * flow + 1.2 * washed) * edge * np.float32(0.7)
     # Trees come back where the ground is grown over; elsewhere none.
     cleared = np.where(grown * slide.age > 0.42, 0, shape).astype(np.uint8)
     np.copyto(open_ground[rows, columns], cleared, where=shape > 0)
 
 
+def _washed(scene: Scene, slide: Slide, window: Window) -> np.ndarray:
+    """Noise (h, w) in about [-1, 1], drawn out along the slide like debris washed down it."""
+    run = np.subtract(slide.toe, slide.head)
+    cos, sin = run / max(float(np.hypot(*run)), 1.0)
+    long, reach = 6.0, int(np.hypot(window[2], window[3])) + 8
+    flat = scene.noise.fractal((int(slide.head[0]), int(slide.head[1]), int(reach * 2 / long) + 8, reach * 2), 8, 4, 121, gain=0.7)
+    # Window pixel -> column along the run (squeezed), row across it; the head lies in the middle of `flat`.
+    x, y = window[0] - slide.head[0], window[1] - slide.head[1]
+    matrix = np.array([
+        [cos / long, sin / long, (cos * x + sin * y) / long + flat.shape[1] / 2],
+        [-sin, cos, -sin * x + cos * y + flat.shape[0] / 2],
+    ])
+    return cv2.warpAffine(flat, matrix, (window[2], window[3]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+
+
 def _trees_and_light(
-    scene: Scene, window: Window, ground: np.ndarray, open_ground: np.ndarray, relief: np.ndarray, water: np.ndarray
+    scene: Scene, window: Window, ground: np.ndarray, open_ground: np.ndarray, relief: np.ndarray, level: np.ndarray, broad: np.ndarray
 ) -> np.ndarray:
     """Image (h, w, 3) uint8: trees over the ground, lit by the sun."""
     look, noise = scene.look, scene.noise
     _, dark, light, *_ = look.palette
     shift = (int(noise.table[0, 0] * 5000) % 512, int(noise.table[0, 1] * 5000) % 512)
     height, number = crowns(window, look.crown, shift)
-    broad = noise.fractal(window, 64, 5, 101, gain=0.6)
     # A tree stands where its own number falls below the density of the place.
-    density = np.clip((broad - np.float32(_share(look.forest))) * 2.2 + 0.5, 0, 1)
-    stands = (number < density) & (open_ground < 128)
-    canopy = np.where(stands, height, np.float32(0))
+    stands = (number < broad * np.float32(2.2) + np.float32(0.5 - 2.2 * _share(look.forest))) & (open_ground < 128)
+    canopy = height * stands  # a product: np.where takes ten times as long
     surface = relief + canopy * np.float32(0.42 * look.crown)
     slope_x, slope_y = cv2.Sobel(surface, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(surface, cv2.CV_32F, 0, 1, scale=0.125)
     sun_x, sun_y, sun_z = (np.float32(value) for value in look.sun)
-    lit = np.maximum(sun_z - sun_x * slope_x - sun_y * slope_y, 0) / np.sqrt(1 + slope_x * slope_x + slope_y * slope_y)
-    shade = cv2.min(np.float32(look.ambient) + np.float32((1 - look.ambient) / look.sun[2]) * lit, 1.7)
-    tone = np.clip(np.float32(0.63) * number + np.float32(0.7) * broad + np.float32(0.185), 0, 1)
-    leaves = _mix(_tint(dark), _tint(light), tone) * (np.float32(0.6) + np.float32(0.55) * height)
-    planes = _planes(ground)
-    np.copyto(planes, leaves, where=stands)
+    lit = np.maximum(sun_z - sun_x * slope_x - sun_y * slope_y, 0) / cv2.magnitude(cv2.magnitude(slope_x, slope_y), np.ones_like(slope_x))
+    shade = np.minimum(np.float32(look.ambient) + np.float32((1 - look.ambient) / look.sun[2]) * lit, np.float32(1.7))
+    # Leaves: from dark to light by the tree's own number and the place, darker towards the rim of a crown.
+    tone = cv2.convertScaleAbs(np.maximum(np.float32(0.63) * number + np.float32(0.7) * broad + np.float32(0.185), 0), alpha=255)
+    ramp = np.linspace(dark, light, 256)[None].round().astype(np.uint8)
+    colour = ground.copy()
+    cv2.copyTo(cv2.LUT(cv2.merge([tone] * 3), ramp), stands.view(np.uint8), colour)
+    shade *= np.float32(0.55) * canopy + (np.float32(1) - np.float32(0.4) * stands)
     # Water is level: it mirrors the sky instead of the slope.
-    shade = shade + (np.float32(0.95) - shade) * (water.astype(np.float32) / 255)
-    return _pixels(planes * shade)
+    if level.any():
+        shade += (np.float32(0.95) - shade) * (level.astype(np.float32) / 255)
+    return _pixels(_planes(colour) * shade)
 
 
 def _draw_house(scene: Scene, image: np.ndarray, house: House, window: Window) -> None:

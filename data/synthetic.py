@@ -4,21 +4,26 @@
 
 writes OUT/bijie/landslide/{image,mask}, OUT/bijie/non-landslide/image (PNG) and OUT/southwest/*.jpg with VOC XML, in the shares of the
 paper's sources (770 : 500 : 2003). One scene is a function of (seed, number) alone, whatever else is written beside it.
+
+    python -m data.synthetic --out datasets/scene --scene 16384 16384 --geotiff --seed 0
+
+writes one large georeferenced scene, OUT/scene.tif, and the outlines of its landslides, OUT/scene.geojson.
 """
 
 from __future__ import annotations
 
-import os
+import json
 import sys
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from data.build import one_thread, replace_file, spread
 from data.formats import VocObject, write_voc
+from data.geotiff import TILE, Place, write_geotiff
 from data.scene import Kind, Scene, plan_scene
 from data.scene_render import render
 from utils.config import option, parse
@@ -41,6 +46,8 @@ class Options:
     seed: int = option(0, "another seed, other scenes")
     size: list[int] | None = option(None, "width and height in pixels (default: drawn per scene from 288 to 512)")
     jobs: int = option(1, "processes")
+    scene: list[int] | None = option(None, "write one large scene of this width and height instead, as OUT/scene.png with its landslides as scene.geojson")
+    geotiff: bool = option(False, "with --scene: a georeferenced OUT/scene.tif, written by blocks, instead of the PNG")
 
 
 def counts(scenes: int) -> dict[Kind, int]:
@@ -76,10 +83,10 @@ def write_scene(out: Path, seed: int, kind: Kind, number: int, size: tuple[int, 
         height, width = mask.shape
         boxes = [_clipped(slide.box, width, height) for slide in scene.slides]
         text = write_voc(f"{name}.jpg", width, height, [VocObject("slide", box) for box in boxes])
-        _replace(out / "southwest" / f"{name}.xml", text.encode())
+        replace_file(out / "southwest" / f"{name}.xml", text.encode())
     elif kind == "bijie":
         name = f"bj{number + 1:03d}.png"
-        _write(out / "bijie/landslide/mask" / name, mask, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+        _write(out / "bijie/landslide/mask" / name, mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         _write(out / "bijie/landslide/image" / name, image[..., ::-1], _PNG)
     else:
         _write(out / "bijie/non-landslide/image" / f"neg{number + 1:04d}.png", image[..., ::-1], _PNG)
@@ -93,36 +100,83 @@ def _write(path: Path, image: np.ndarray, options: list[int]) -> None:
     done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image), options)
     if not done:
         raise EnvironmentFault(f"{path}: the image could not be encoded")
-    _replace(path, data.tobytes())
+    replace_file(path, data.tobytes())
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
+@dataclass(frozen=True)
+class _Write:
+    """write_scene with all but kind and number given, as something another process can be sent."""
+
+    out: Path
+    seed: int
+    size: tuple[int, int] | None
+
+    def __call__(self, scene: tuple[Kind, int]) -> None:
+        write_scene(self.out, self.seed, *scene, self.size)
 
 
 def write_sources(out: Path, scenes: int, seed: int, size: tuple[int, int] | None = None, jobs: int = 1) -> dict[Kind, int]:
     """Write `scenes` scenes below `out` and return how many of each kind; files already there are written again."""
-    from tqdm import tqdm
-
     for folder in ("bijie/landslide/image", "bijie/landslide/mask", "bijie/non-landslide/image", "southwest"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     many = counts(scenes)
     work = [(kind, number) for kind, count in many.items() for number in range(count)]
-    with tqdm(total=len(work), desc="scenes", unit="img", disable=None, file=sys.stderr) as bar:
-        if jobs <= 1:
-            for kind, number in work:
-                write_scene(out, seed, kind, number, size)
-                bar.update()
-        else:
-            with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-                done: list[Future[None]] = [pool.submit(write_scene, out, seed, kind, number, size) for kind, number in work]
-                for future in done:
-                    future.result()
-                    bar.update()
+    for found in spread(_Write(out, seed, size), work, jobs, "scenes"):
+        if isinstance(found, UserError):
+            raise found
     return many
+
+
+def plan_large(seed: int, width: int, height: int) -> Scene:
+    """A large scene with a landslide in about every 450 x 450 pixels."""
+    rng = np.random.default_rng([seed, len(SHARES), width, height])
+    return plan_scene(rng, width, height, "southwest", slides=max(width * height // 200_000, 1))
+
+
+def blocks(scene: Scene, rows: int) -> Iterator[np.ndarray]:
+    """The scene from top to bottom as strips (rows, width, 3) uint8 RGB, each drawn in squares."""
+    for top in range(0, scene.height, rows):
+        high = min(rows, scene.height - top)
+        yield np.concatenate([render(scene, (left, top, min(1024, scene.width - left), high))[0] for left in range(0, scene.width, 1024)], 1)
+
+
+def landslides_geojson(scene: Scene, place: Place | None) -> str:
+    """GeoJSON of the outlines of all landslides: in the coordinates of `place` (with the `crs` member that GDAL and QGIS read), or in pixels."""
+    features = []
+    for number, slide in enumerate(scene.slides):
+        points = slide.outline.astype(float) + 0.5
+        ring = [place.point(x, y) if place else (x, y) for x, y in points.tolist()]
+        left, top, right, bottom = slide.box
+        area = float(cv2.contourArea(slide.outline)) * (place.metres if place else 1) ** 2
+        properties = {"id": number + 1, "grown_over": round(slide.age, 3), "area": round(area, 1), "box_pixels": [left, top, right, bottom]}
+        features.append({"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}})
+    collection: dict[str, object] = {"type": "FeatureCollection", "name": "landslides"}
+    if place:
+        collection["crs"] = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:EPSG::{place.epsg}"}}
+    return json.dumps(collection | {"features": features}) + "\n"
+
+
+def write_large(out: Path, seed: int, width: int, height: int, geotiff: bool) -> int:
+    """Write one large scene and its landslides below `out`; returns how many landslides it has."""
+    from tqdm import tqdm
+
+    out.mkdir(parents=True, exist_ok=True)
+    scene = plan_large(seed, width, height)
+    place = Place(500_000.0, 3_000_000.0, round(scene.look.metres, 2)) if geotiff else None
+    strips = tqdm(blocks(scene, TILE), total=-(-height // TILE), desc="scene", unit="strip", disable=None, file=sys.stderr)
+    if place:
+        write_geotiff(out / "scene.tif", width, height, strips, place)
+    else:
+        _write(out / "scene.png", np.concatenate(list(strips))[..., ::-1], _PNG)
+    replace_file(out / "scene.geojson", landslides_geojson(scene, place).encode())
+    return len(scene.slides)
+
+
+def _check_large(size: list[int], geotiff: bool) -> None:
+    most = 32_768 if geotiff else 8_192
+    if len(size) != 2 or not all(SMALLEST <= side <= most for side in size):
+        raise UserError(f"--scene {' '.join(map(str, size))}: width and height from {SMALLEST} to {most} pixels were expected"
+                        + ("" if geotiff else "; with --geotiff up to 32768"))
 
 
 def main() -> None:
@@ -134,7 +188,12 @@ def main() -> None:
         if len(options.size) not in (1, 2) or not all(SMALLEST <= side <= LARGEST for side in options.size):
             raise UserError(f"--size {' '.join(map(str, options.size))}: width and height from {SMALLEST} to {LARGEST} pixels were expected")
         size = (options.size[0], options.size[-1])
-    cv2.setNumThreads(1)
+    one_thread()
+    if options.scene is not None:
+        _check_large(options.scene, options.geotiff)
+        slides = write_large(Path(options.out), options.seed, *options.scene, options.geotiff)
+        print(f"{Path(options.out) / ('scene.tif' if options.geotiff else 'scene.png')}: {options.scene[0]} x {options.scene[1]} pixels, {slides} landslides")
+        return
     many = write_sources(Path(options.out), options.scenes, options.seed, size, options.jobs)
     print(f"{options.out}: {many['bijie']} Bijie landslides, {many['southwest']} Southwest scenes, {many['negative']} negatives")
 
