@@ -69,11 +69,18 @@ def _warp_into(patch: np.ndarray, layer: Layer, image: np.ndarray) -> None:
 
 
 def inside(outline: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Mask (height, width) of the pixels whose centres lie in the polygon (k, 2), to 1/256 pixel."""
-    mask = np.zeros((height, width), np.uint8)
-    # cv2.fillPoly counts pixel centres as whole numbers and also fills what the outline touches.
-    cv2.fillPoly(mask, [np.round((outline - 0.5) * 256).astype(np.int32)], 1, shift=8)
-    return mask.astype(bool)
+    """Mask (height, width) of the pixels whose centres lie in the polygon (k, 2): those with an odd number of edges to their left."""
+    start, end = outline, np.roll(outline, -1, 0)
+    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)  # rows whose centre an edge crosses
+    count = np.maximum(np.clip(np.ceil(high - 0.5), 0, height).astype(int) - first, 0)
+    edge = np.repeat(np.arange(len(outline)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    share = (row + 0.5 - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
+    x = start[edge, 0] + share * (end[edge, 0] - start[edge, 0])
+    crossings = np.zeros((height, width + 1), np.uint8)
+    np.add.at(crossings, (row, np.clip(np.ceil(x - 0.5), 0, width).astype(int)), 1)
+    return (np.cumsum(crossings[:, :width], 1, dtype=np.uint8) & 1).astype(bool)
 
 
 def shift_colours(image: np.ndarray, gains: Sequence[float]) -> None:
