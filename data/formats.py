@@ -76,7 +76,8 @@ def labels_from_polygon_text(text: str, path: str | Path, width: int, height: in
 
     The polygons are filled, border included, and read as a mask. Raises UserError 'file:line: ...'.
     """
-    mask, points = np.zeros((height, width), np.uint8), []
+    mask = np.zeros((height, width), np.uint8)
+    points: list[list[float]] = []
     for line, row in enumerate([*text.removeprefix("\ufeff").splitlines(), ""], 1):
         words = re.sub(r"[\[\](){};,]", " ", row).split()
         if not words:

@@ -47,6 +47,14 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """Describe a dataset in numbers and pictures, and measure what can be guessed without looking at a pixel."""
+
+    data: str = option("", "dataset YAML", positional=True)
+    out: str | None = option(None, "folder to write into (default: runs/report/NAME)")
+
+
+@dataclass(frozen=True)
 class Source:
     """One image as it was downloaded, and where its annotation is."""
 
@@ -335,8 +343,6 @@ def main() -> int:
         one_thread()
         return prepare(chosen)
     if command == "report":
-        from data.report_options import ReportOptions
-
         wanted = parse(ReportOptions, rest, "python -m data.msld report")
         from data.report import report
 

@@ -88,9 +88,9 @@ def find_pictures(folder: Path, names: tuple[str, ...] | None, min_share: float)
     problems += [f"{coco_path}: names {stem!r}, which is no image below {root}" for stem in by_name if stem not in images]
     pictures = []
     for stem, image in sorted(images.items()):
-        form = next((form for form in found if stem in found[form] and (form in ("mask", "polygon") or stem not in by_name)), None)
-        if form is not None:
-            pictures.append(Picture(image, form, found[form][stem], None, None, names, min_share))
+        forms = [form for form in found if stem in found[form] and (form in ("mask", "polygon") or stem not in by_name)]
+        if forms:
+            pictures.append(Picture(image, forms[0], found[forms[0]][stem], None, None, names, min_share))
         elif stem in by_name and coco:
             entry = by_name[stem]
             pictures.append(Picture(image, "coco", coco_path, _renumbered(entry.labels, coco.names, names, coco_path), (entry.width, entry.height), names, 0.0))

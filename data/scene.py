@@ -262,7 +262,7 @@ def _add_houses(rng: np.random.Generator, scene: Scene, count: int) -> None:
     roads = [line for line in scene.lines if line.kind in ("road", "path")]
     metres = scene.look.metres
     while count > 0:
-        cluster = int(min(rng.integers(1, 14), count))
+        cluster = min(int(rng.integers(1, 14)), count)
         count -= cluster
         if roads and rng.random() < 0.8:
             road = roads[rng.integers(len(roads))]

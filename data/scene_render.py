@@ -90,7 +90,7 @@ def _tint(colour: tuple[float, float, float]) -> np.ndarray:
 
 def _pixels(planes: np.ndarray) -> np.ndarray:
     """Planes (3, h, w) float32 in [0, 255] -> pixels (h, w, 3) uint8, saturated."""
-    return cv2.merge([cv2.convertScaleAbs(cv2.max(plane, 0)) for plane in planes])
+    return cv2.merge([cv2.convertScaleAbs(np.maximum(plane, 0)) for plane in planes])
 
 
 def _planes(pixels: np.ndarray) -> np.ndarray:

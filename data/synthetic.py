@@ -191,8 +191,9 @@ def main() -> None:
     one_thread()
     if options.scene is not None:
         _check_large(options.scene, options.geotiff)
-        slides = write_large(Path(options.out), options.seed, *options.scene, options.geotiff)
-        print(f"{Path(options.out) / ('scene.tif' if options.geotiff else 'scene.png')}: {options.scene[0]} x {options.scene[1]} pixels, {slides} landslides")
+        width, height = options.scene
+        slides = write_large(Path(options.out), options.seed, width, height, options.geotiff)
+        print(f"{Path(options.out) / ('scene.tif' if options.geotiff else 'scene.png')}: {width} x {height} pixels, {slides} landslides")
         return
     many = write_sources(Path(options.out), options.scenes, options.seed, size, options.jobs)
     print(f"{options.out}: {many['bijie']} Bijie landslides, {many['southwest']} Southwest scenes, {many['negative']} negatives")
