@@ -22,7 +22,7 @@ class Options:
     half: bool = option(False, "compute in half precision (GPU only)")
     classes: list[int] | None = option(None, "keep only these class numbers", metavar="N")
     agnostic_nms: bool = option(False, "drop overlapping boxes across classes too")
-    batch_size: int = option(8, "images of one shape that go through the model together", "--batch")
+    batch_size: int | None = option(None, "images of one shape that go through the model together (default: 8 on a GPU, 1 on the CPU)", "--batch")
     save_txt: bool = option(False, "write labels/NAME.txt: class cx cy w h in shares of the image")
     save_conf: bool = option(False, "put the score behind each row of --save-txt")
     save_crop: bool = option(False, "write each detection as an image of its own to crops/CLASS/")
@@ -271,14 +271,14 @@ def closing_line(outcome: Outcome, names: Sequence[str], folder: Path) -> str:
 
 def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence[Target], imgsz: int, folder: Path, options: Options) -> Outcome:
     """Detect in all targets, writing as it goes; what cannot be read is skipped and kept in the outcome."""
-    outcome = Outcome()
+    outcome, size = Outcome(), options.batch_size or (1 if next(model.parameters()).device.type == "cpu" else 8)
     tables: list[tuple[Target, Detections]] = []
     threads = min(8, os.cpu_count() or 1)
     # Two pools, so that writing never holds up the decoding of what the model needs next.
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers, tqdm(total=len(targets), unit="image", disable=None) as bar:
 
         def good_images() -> Iterator[Loaded]:
-            for future in ahead(readers, lambda item: load(item, imgsz, model.stride), targets, 2 * options.batch_size):
+            for future in ahead(readers, lambda item: load(item, imgsz, model.stride), targets, 2 * size):
                 start = time.perf_counter()
                 error = future.exception()
                 outcome.times.load += time.perf_counter() - start
@@ -290,7 +290,7 @@ def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence
                     yield future.result()
 
         writing: deque[Future[None]] = deque()
-        for batch in batches(good_images(), options.batch_size):
+        for batch in batches(good_images(), size):
             for loaded, found in zip(batch, detect(model, batch, options, outcome.times), strict=True):
                 outcome.images += 1
                 outcome.objects.update(found.classes.tolist())
@@ -299,7 +299,7 @@ def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence
                 writing.append(writers.submit(write_results, folder, loaded, found, names, options))
                 bar.update()
             start = time.perf_counter()
-            while len(writing) > 4 * options.batch_size:
+            while len(writing) > 4 * size:
                 writing.popleft().result()
             outcome.times.write += time.perf_counter() - start
         start = time.perf_counter()
