@@ -1,29 +1,32 @@
 """Read image files: any path, any common format, always RGB uint8 (H, W, 3) the right way up.
 
 Rules for what is not plain 8-bit colour: grey is repeated, a palette is looked up, alpha is ignored, CMYK is converted without a profile,
-and more than 8 bits a channel are stretched linearly from the 1st to the 99th percentile over all channels of the image.
+and more than 8 bits a channel are stretched linearly from the 1st to the 99th percentile over all channels of the image (of four or more the
+first three, of two the first); what is not a number becomes black.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from utils.errors import UserError
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever handed to a decoder
 _OPENED = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # Pillow opens an MPO as a JPEG and knows no opener of that name
-MAX_PIXELS = 2**28  # larger images are refused by their header: 268 megapixels decode to 0.8 GB
+MAX_PIXELS = 178_956_970  # larger images are refused by their header, by Pillow's own limit: 179 megapixels decode to 0.5 GB
 STRETCH = (1.0, 99.0)  # percentiles mapped to 0 and 255
 
-_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+# What undoes each EXIF orientation: swap the axes, then mirror left to right, then top to bottom.
+_TRANSPOSED, _MIRRORED, _UPSIDE_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,13 @@ class Header:
     format: str  # Pillow's name
     mode: str  # Pillow's mode
     bits: int  # per channel
+    orientation: int  # by EXIF, 1 to 8; 1 where a decoder needs no help
+
+
+_BROKEN = (
+    *(OSError, ValueError, SyntaxError, struct.error, KeyError, TypeError, OverflowError, ZeroDivisionError, IndexError, AttributeError),
+    *(EOFError, RuntimeError, Image.DecompressionBombError),
+)  # what Pillow raises on a broken file
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -52,19 +62,26 @@ def read_header(data: bytes, path: str | Path) -> Header:
     """Size and kind of an encoded image without decoding it. Raises UserError when it is none or too large."""
     try:
         with Image.open(io.BytesIO(data), formats=_OPENED) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UserError(f"{path}: {width} x {height} pixels, at most {MAX_PIXELS / 1e6:.0f} million are read; cut it into tiles")
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            bits = _bits(image, data)
+            orientation, (width, height) = _orientation(image), image.size
             size = (height, width) if orientation in _TRANSPOSED else (width, height)
-            return Header(*size, image.format or "", image.mode, bits)
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (OSError, ValueError, SyntaxError, struct.error, KeyError, TypeError, OverflowError, ZeroDivisionError, IndexError, AttributeError, EOFError):
+            return Header(*size, image.format or "", image.mode, _bits(image, data), orientation)
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: has more than {MAX_PIXELS / 1e6:.0f} million pixels, too many for one image; cut it into tiles") from None
+    except _BROKEN:
         raise UserError(f"{path}: not an image ({', '.join(FORMATS)} expected)") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation from the bytes before the pixels, which is all that is read; a broken EXIF block says nothing."""
+    if image.format == "TIFF":  # turned by Pillow and OpenCV alike
+        return 1
+    try:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif") or b"")
+        found = exif.get(ExifTags.Base.Orientation)
+    except _BROKEN:
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
@@ -78,47 +95,75 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def is_complete(data: bytes) -> bool:
-    """False where a JPEG or PNG lacks its end marker, so that it may be cut short."""
+    """False where a file lacks its end or a PNG a right checksum, and for formats that show neither: only decoding can tell then."""
     if data[:2] == b"\xff\xd8":
         return data[-2:] == b"\xff\xd9"
     if data[:4] == b"\x89PNG":
-        return data[-8:-4] == b"IEND"
-    return True
+        return _png_is_sound(data)
+    return data[:4] == b"RIFF" and len(data) >= 8 + int.from_bytes(data[4:8], "little")
+
+
+def _png_is_sound(data: bytes) -> bool:
+    """Whether the checksums of all chunks are right and the last one ends the image."""
+    start, view = 8, memoryview(data)
+    while start + 12 <= len(data):
+        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False
+        if data[start + 4 : start + 8] == b"IEND":
+            return True
+        start = end + 4
+    return False
 
 
 def decode_image(data: bytes, path: str | Path, header: Header | None = None) -> np.ndarray:
     """Encoded bytes -> RGB uint8 (H, W, 3). Raises UserError naming `path` when they are broken."""
     header = header or read_header(data, path)
     if header.bits > 8:
-        return _decode_deep(data, path)
-    if header.format in ("JPEG", "MPO", "PNG", "BMP") and header.mode in ("RGB", "L") and is_complete(data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)  # turns by EXIF too
-        if image is None:
-            raise UserError(f"{path}: the image is damaged")
-        return image
-    try:  # a file without its end marker comes here as well: Pillow refuses what is really cut short
-        with Image.open(io.BytesIO(data), formats=_OPENED) as opened:
-            turned = ImageOps.exif_transpose(opened)
-            if turned.mode == "RGBA":
-                return np.ascontiguousarray(np.asarray(turned)[:, :, :3])
-            return np.array(turned.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, struct.error, EOFError, IndexError, KeyError, TypeError, AttributeError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: the image is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+        image = _stretch(_decode_fast(data, path, cv2.IMREAD_UNCHANGED))
+    elif header.format in ("JPEG", "MPO", "PNG") and header.mode in ("RGB", "L") and is_complete(data):
+        image = _decode_fast(data, path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    else:  # a file without its end comes here as well: Pillow refuses what is really cut short
+        image = _decode_any(data, path)
+    if header.orientation in _TRANSPOSED:
+        image = image.swapaxes(0, 1)
+    if header.orientation in _MIRRORED:
+        image = image[:, ::-1]
+    if header.orientation in _UPSIDE_DOWN:
+        image = image[::-1]
+    return np.ascontiguousarray(image)
 
 
-def _decode_deep(data: bytes, path: str | Path) -> np.ndarray:
-    """More than 8 bits a channel: stretched by percentiles, never cut to the high byte."""
+def _decode_fast(data: bytes, path: str | Path, flags: int) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None:
-        raise UserError(f"{path}: the image is damaged")
-    if image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, 2)
+        raise UserError(f"{path}: the image is damaged, or of a kind that cannot be read")
+    return image
+
+
+def _decode_any(data: bytes, path: str | Path) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=_OPENED) as opened:
+            opened.load()
+            if opened.mode == "RGBA":
+                return np.asarray(opened)[:, :, :3]
+            return np.asarray(opened.convert("RGB"))
+    except _BROKEN as error:
+        raise UserError(f"{path}: the image is damaged ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from None
+
+
+def _stretch(image: np.ndarray) -> np.ndarray:
+    """More than 8 bits a channel (H, W) or BGR (H, W, C) -> RGB uint8: stretched by percentiles, never cut to the high byte."""
+    if image.ndim == 2 or image.shape[2] < 3:
+        image = np.repeat(image.reshape(*image.shape[:2], -1)[:, :, :1], 3, 2)
     image = image[:, :, 2::-1].astype(np.float32)  # BGR(A) -> RGB
-    low, high = np.percentile(image, STRETCH)
-    return np.clip((image - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255).astype(np.uint8)
+    known = np.isfinite(image)
+    low, high = np.percentile(image[known], STRETCH) if known.any() else (0.0, 1.0)
+    image = np.clip((np.where(known, image, low) - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255)
+    return image.astype(np.uint8)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -129,7 +174,8 @@ def read_image(path: str | Path) -> np.ndarray:
 def write_image(path: str | Path, image: np.ndarray, quality: int = 95) -> None:
     """Write RGB uint8 (H, W, 3) in the format of the suffix; works with any Unicode path."""
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if Path(path).suffix.lower() in (".jpg", ".jpeg") else []
-    done, data = cv2.imencode(Path(path).suffix or ".png", np.ascontiguousarray(image[:, :, ::-1]), options)
-    if not done:
-        raise UserError(f"{path}: no image format is known by this suffix")
+    try:
+        _, data = cv2.imencode(Path(path).suffix or ".png", np.ascontiguousarray(image[:, :, ::-1]), options)
+    except cv2.error:
+        raise UserError(f"{path}: no image format is known by this suffix") from None
     Path(path).write_bytes(data.tobytes())

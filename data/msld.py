@@ -118,7 +118,7 @@ def find_sources(bijie: Path | None, southwest: Path | None) -> tuple[list[Sourc
         problems.extend(f"{path}: annotates no image; {path.with_suffix('.jpg')} was expected" for path in _orphans(images, notes))
     sources.sort(key=lambda source: source.name)
     problems.extend(_doubled(sources))
-    return sources, problems
+    return sources, list(dict.fromkeys(problems))  # the Southwest folder is listed twice
 
 
 def _by_stem(folder: Path, suffixes: Iterable[str], problems: list[str], needed: bool = True, others: Iterable[str] = ()) -> dict[str, Path]:

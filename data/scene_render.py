@@ -262,13 +262,16 @@ def _washed(scene: Scene, slide: Slide, window: Window) -> np.ndarray:
     """Noise (h, w) in about [-1, 1], drawn out along the slide like debris washed down it."""
     run = np.subtract(slide.toe, slide.head)
     cos, sin = run / max(float(np.hypot(*run)), 1.0)
-    long, reach = 6.0, int(np.hypot(window[2], window[3])) + 8
-    flat = scene.noise.fractal((int(slide.head[0]), int(slide.head[1]), int(reach * 2 / long) + 8, reach * 2), 8, 4, 121, gain=0.7)
+    long, reach = 6.0, int(np.hypot(window[2], window[3]) + np.hypot(window[0] - slide.head[0], window[1] - slide.head[1])) + 4
+    wide = int(reach / long) + 4
+    # Noise around its origin, moved to where the slide begins: the same for every window.
+    own_x, own_y = int(slide.head[0]) * 3, int(slide.head[1]) * 5
+    flat = scene.noise.fractal((own_x - wide, own_y - reach, 2 * wide, 2 * reach), 8, 4, 121, gain=0.7)
     # Window pixel -> column along the run (squeezed), row across it; the head lies in the middle of `flat`.
     x, y = window[0] - slide.head[0], window[1] - slide.head[1]
     matrix = np.array([
-        [cos / long, sin / long, (cos * x + sin * y) / long + flat.shape[1] / 2],
-        [-sin, cos, -sin * x + cos * y + flat.shape[0] / 2],
+        [cos / long, sin / long, (cos * x + sin * y) / long + wide],
+        [-sin, cos, -sin * x + cos * y + reach],
     ])
     return cv2.warpAffine(flat, matrix, (window[2], window[3]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
 
