@@ -92,7 +92,7 @@ def their_step(model: Any, images: Tensor, targets: Tensor, device: torch.device
     model.hyp = their_hyp()
     optimizer = tools.smart_optimizer(model, "SGD", 1e-8, hyp.momentum, schedule.weight_decay)
     ema, compute, plain = tools.ModelEMA(model), loss.ComputeLoss(model), images.contiguous()
-    half = device.type == "cuda"
+    parameters, half = list(model.parameters()), device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=half)
 
     def step() -> None:
@@ -100,7 +100,7 @@ def their_step(model: Any, images: Tensor, targets: Tensor, device: torch.device
             total, _ = compute(model(plain.to(device, non_blocking=True).float() / 255), targets.to(device))
         scaler.scale(total).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=10.0)
+        torch.nn.utils.clip_grad_norm_(parameters, train.MAX_GRADIENT)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
