@@ -55,7 +55,7 @@ def report(options: ReportOptions) -> int:
     everything = [sample for found in samples.values() for sample in found]
     plot_shapes(everything, out / "shapes.png")
     plot_places(everything, out / "places.png")
-    write_image(out / "techniques.png", technique_sheet(everything))
+    write_image(out / "techniques.jpg", technique_sheet(everything))
     print(_summary(result, out))
     return 0
 
@@ -216,9 +216,17 @@ def plot_places(samples: Sequence[Sample], path: Path) -> None:
     figure.savefig(path)
 
 
+def _telling(samples: Sequence[Sample]) -> Sample:
+    """An image to show: not augmented yet, with outlines if there are any, its landslide larger than most."""
+    pool = [s for s in samples if len(s.labels) and not s.path.stem.endswith(tuple(f"_{name}" for name in TECHNIQUES))] or list(samples)
+    pool = [s for s in pool if any(p is not None for p in s.labels.polygons)] or pool
+    pool.sort(key=lambda s: float((s.labels.boxes[:, 2:] - s.labels.boxes[:, :2]).prod(1).max(initial=0)))
+    return pool[len(pool) * 3 // 4]
+
+
 def technique_sheet(samples: Sequence[Sample], cell: int = 240) -> np.ndarray:
     """Fig. 3's gallery: one image under the nine techniques, its boxes and outlines drawn; RGB uint8 (2 rows of 5 cells)."""
-    sample = next((s for s in samples if any(p is not None for p in s.labels.polygons)), None) or next((s for s in samples if len(s.labels)), samples[0])
+    sample = _telling(samples)
     image = read_image(sample.path)
     versions = [("original", image, sample.labels)]
     versions += [(name, *apply(image, sample.labels, generator(0, name))) for name, apply in TECHNIQUES.items()]

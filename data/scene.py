@@ -239,7 +239,7 @@ def _road(rng: np.random.Generator, scene: Scene, gradient: np.ndarray) -> Line:
 
 def _follow(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, start: np.ndarray, heading: float, hug: float) -> np.ndarray:
     stride = 6.0
-    (x, y), drift = start.tolist(), 0.0
+    (x, y), drift, home = start.tolist(), 0.0, heading
     points = [(x, y)]
     count = int(1.5 * max(scene.width, scene.height) / stride)
     jitter = rng.normal(0, 1, count).tolist()
@@ -250,7 +250,7 @@ def _follow(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, start:
             turn = (math.atan2(gx, -gy) - heading + math.pi / 2) % math.pi - math.pi / 2
             heading += min(max(turn, -1.0), 1.0) * hug * min(steep * 2, 1)
         drift = 0.9 * drift + (0.028 if hug else 0.002) * jitter[i]
-        heading += drift * (1 if hug else 0.3)
+        heading += drift * (1 if hug else 0.3) + 0.05 * (home - heading)  # it wants to get somewhere: no loops
         x, y = x + stride * math.cos(heading), y + stride * math.sin(heading)
         points.append((x, y))
         if not (-40 < x < scene.width + 40 and -40 < y < scene.height + 40):

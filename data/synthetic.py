@@ -46,6 +46,7 @@ class Options:
     seed: int = option(0, "another seed, other scenes")
     size: list[int] | None = option(None, "width and height in pixels (default: drawn per scene from 288 to 512)")
     jobs: int = option(1, "processes")
+    sheet: bool = option(False, "also write OUT/sheet.jpg, a contact sheet of the first scenes of each kind")
     scene: list[int] | None = option(None, "write one large scene of this width and height instead, as OUT/scene.png with its landslides as scene.geojson")
     geotiff: bool = option(False, "with --scene: a georeferenced OUT/scene.tif, written by blocks, instead of the PNG")
 
@@ -127,6 +128,17 @@ def write_sources(out: Path, scenes: int, seed: int, size: tuple[int, int] | Non
     return many
 
 
+def contact_sheet(seed: int, side: int = 200, columns: int = 7) -> np.ndarray:
+    """RGB uint8 (5 * side, columns * side, 3): two rows of Bijie landslides, two of Southwest scenes, one of negatives."""
+    rows = []
+    shown: tuple[tuple[Kind, int], ...] = (("bijie", 2), ("southwest", 2), ("negative", 1))
+    for kind, count in shown:
+        scenes = (make_scene(seed, kind, number, (400, 400))[0] for number in range(count * columns))
+        cards = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in scenes]
+        rows += [np.concatenate(cards[first : first + columns], 1) for first in range(0, len(cards), columns)]
+    return np.concatenate(rows)
+
+
 def plan_large(seed: int, width: int, height: int) -> Scene:
     """A large scene with a landslide in about every 450 x 450 pixels."""
     rng = np.random.default_rng([seed, len(SHARES), width, height])
@@ -196,6 +208,8 @@ def main() -> None:
         print(f"{Path(options.out) / ('scene.tif' if options.geotiff else 'scene.png')}: {width} x {height} pixels, {slides} landslides")
         return
     many = write_sources(Path(options.out), options.scenes, options.seed, size, options.jobs)
+    if options.sheet:
+        _write(Path(options.out) / "sheet.jpg", contact_sheet(options.seed)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
     print(f"{options.out}: {many['bijie']} Bijie landslides, {many['southwest']} Southwest scenes, {many['negative']} negatives")
 
 
