@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import EnvironmentFault, UserError
+from utils.errors import Diverged, EnvironmentFault, UserError
 
 FORMAT, VERSION = "ls-yolo", 1
 TEMPORARY = ".part"  # suffix of a file that is still being written
@@ -25,8 +27,11 @@ class ForeignFile(UserError):
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path`: temporary file, sync, checksums read back, rename. The old file stays until the new one is proven.
 
-    Raises EnvironmentFault when the disk cannot take it.
+    Raises EnvironmentFault when the disk cannot take it, and Diverged when a tensor is not finite: such a file could never be read again.
     """
+    for name, tensor in tensors(content):
+        if not _is_finite(name, tensor):
+            raise Diverged(f"{path}: {name} holds NaN or infinite values; nothing was written, the previous file is untouched")
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as file:
@@ -34,13 +39,17 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         if damage := _damage(temporary):
-            raise EnvironmentFault(f"{path}: the disk did not keep what was written ({damage}); the previous file is untouched")
+            raise OSError(f"the disk did not keep what was written: {damage}")
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         size = sum(t.numel() * t.element_size() for _, t in tensors(content))
-        temporary.unlink(missing_ok=True)
-        raise EnvironmentFault(f"{path}: cannot be written, about {size / 2**20:.0f} MiB are needed ({error}); the previous file is untouched") from error
+        # torch reports a failed write as an error of its own, raised while it handled the cause.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise EnvironmentFault(f"{path}: cannot be written, about {size / 2**20:.0f} MiB are needed ({cause}); the previous file is untouched") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -54,13 +63,24 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with the archive's checksums; empty if nothing."""
+    """What is wrong with the archive; empty if nothing. Whatever another zip reader could take differently counts as damage too."""
     try:
         with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                # torch stores entries as they are, and leaves the memory of one that is marked as a folder uninitialised.
+                if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr:
+                    return f"the entry of {entry.filename} is wrong"
             bad = archive.testzip()
             return f"the checksum of {bad} is wrong" if bad else ""
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
         return str(error) or type(error).__name__
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # an archive of several parts
+        return False
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -71,7 +91,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise UserError(f"{path}: is no checkpoint, or it is cut short; take an earlier one (best.pt, last.pt, epoch*.pt)")
     if damage := _damage(path):
         raise UserError(f"{path}: is damaged ({damage}); take an earlier one (best.pt, last.pt, epoch*.pt)")
@@ -86,7 +106,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if content.get("version") != VERSION:
         raise UserError(f"{path}: has format version {content.get('version')!r}, this program reads {VERSION}")
     for name, tensor in tensors(content):
-        check_tensor(tensor, f"{path}: {name}")
+        if tensor.layout != torch.strided or tensor.is_quantized:  # a sparse one can read outside its memory
+            raise UserError(f"{path}: {name} is not a plain dense tensor")
+        if not _is_finite(name, tensor):
+            raise UserError(f"{path}: {name} holds NaN or infinite values")
     return content
 
 
@@ -102,12 +125,9 @@ def tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors(item, f"{name}.{index}")
 
 
-def check_tensor(tensor: Tensor, name: str) -> None:
-    """UserError unless the tensor is dense and finite: a sparse one can read outside its memory."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise UserError(f"{name} is not a plain dense tensor")
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        raise UserError(f"{name} holds NaN or infinite values")
+def _is_finite(name: str, tensor: Tensor) -> bool:
+    """False for NaN and infinity, but for gradients that wait for their step: under fp16 they may overflow, and the scaler skips that step."""
+    return name.startswith("gradients.") or not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def load_weights_into(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
@@ -116,8 +136,11 @@ def load_weights_into(model: torch.nn.Module, weights: Mapping[str, Tensor], sou
     for name, tensor in own.items():
         if name not in weights:
             raise UserError(f"{source}: tensor {name} is missing")
-        if weights[name].shape != tensor.shape:
-            raise UserError(f"{source}: tensor {name} has shape {tuple(weights[name].shape)}, {tuple(tensor.shape)} was expected")
+        given = weights[name]
+        if not isinstance(given, Tensor):
+            raise UserError(f"{source}: {name} is no tensor")
+        if given.shape != tensor.shape:
+            raise UserError(f"{source}: tensor {name} has shape {tuple(given.shape)}, {tuple(tensor.shape)} was expected")
     if extra := sorted(set(weights) - set(own)):
         raise UserError(f"{source}: tensor {extra[0]} belongs to no layer of the model")
     model.load_state_dict(dict(weights))
