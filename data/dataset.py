@@ -91,6 +91,9 @@ def _names(data: YamlMap) -> tuple[str, ...]:
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UserError(f"{data.where('names')}: names must be a list of class names, or a mapping 0: name, 1: name, ...")
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, (str, int, float)):
+            raise UserError(f"{data.where('names')}: the class name {str(name)[:40]} is not read as text; put it into quotes")
     return tuple(map(str, names))
 
 
@@ -113,7 +116,9 @@ def _entries(data: YamlMap, split: str) -> list[str]:
 
 
 def _existing(entry: str, root: Path, data: YamlMap, split: str) -> Path:
-    for place in (root / entry, data_folder(data) / entry):
+    """A folder or list in `path`, beside the YAML or in the current folder; '../images' may also mean images beside the YAML, as Roboflow writes it."""
+    folder = data_folder(data)
+    for place in (root / entry, folder / entry, Path(entry), folder / entry.removeprefix("../")):
         if place.exists():
             return place
     raise UserError(f"{data.where(split)}: {split} names {entry!r}, which does not exist in {root}")
@@ -130,7 +135,7 @@ def list_images(spec: DatasetSpec, split: str) -> list[Path]:
         raise UserError(f"{spec.source}: has no {split!r}; it gives {', '.join(spec.splits)}")
     paths: dict[Path, None] = {}
     for place in spec.splits[split]:
-        found = _listed(place) if place.suffix == ".txt" else _inside(place) if place.is_dir() else [place]
+        found = _inside(place) if place.is_dir() else _listed(place) if place.suffix == ".txt" else [place]
         paths.update(dict.fromkeys(found))
     if not paths:
         raise UserError(f"{spec.source}: no images for {split!r} in {', '.join(map(str, spec.splits[split]))} ({', '.join(sorted(SUFFIXES))} are read)")
@@ -138,7 +143,15 @@ def list_images(spec: DatasetSpec, split: str) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    return [Path(root, name) for root, _, files in os.walk(folder, followlinks=True) for name in files if Path(name).suffix.lower() in SUFFIXES]
+    found, seen = [], set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [Path(root, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
+    return found
 
 
 def _listed(file: Path) -> list[Path]:
@@ -197,11 +210,14 @@ def _scan_one(path: Path, classes: int) -> tuple[Sample | None, ScanReport, bool
         labels, has_file = parsed.labels, True
         report.problems += parsed.problems
         report.rows_left_out, report.duplicates, report.clipped = len(parsed.problems), parsed.duplicates, parsed.clipped
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except UnicodeDecodeError:
         has_file, report.rows_left_out = True, 1
         report.problems.append(f"{file}:1: is not UTF-8 text; its rows are left out")
+    except OSError as error:
+        has_file, report.rows_left_out = True, 1
+        report.problems.append(f"{file}: cannot be read ({error.strerror}); its rows are left out")
     try:
         data = read_bytes(path)
         header = read_header(data, path)
