@@ -112,14 +112,14 @@ def _object(values: list[float], classes: int) -> tuple[int, np.ndarray, np.ndar
         corners = np.concatenate([polygon.min(0), polygon.max(0)])
     if corners.min() < -OUTSIDE or corners.max() > 1 + OUTSIDE:
         raise ValueError(f"reaches from ({corners[0]:g}, {corners[1]:g}) to ({corners[2]:g}, {corners[3]:g}); shares of the image from 0 to 1 were expected")
-    box = np.clip(corners, 0, 1)
+    box = np.clip(corners, 0, 1).astype(np.float32)
     if (box[2:] <= box[:2]).any():
         raise ValueError("has no area inside the image")
     # Rounding to six digits, as most tools write, moves an edge by up to 1e-6: that is no clipping.
     clipped = bool(np.abs(box - corners).max() > 2e-6)
     if polygon is not None:
         polygon = np.clip(polygon, 0, 1).astype(np.float32)
-    return int(cls), box.astype(np.float32), polygon, clipped
+    return int(cls), box, polygon, clipped
 
 
 def format_yolo(labels: Labels) -> str:
