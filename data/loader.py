@@ -19,6 +19,7 @@ from data.plan import Plan, draw_boxes, letterbox, sample_rng, training_plan
 from data.render import render
 from utils.boxes import xyxy_to_cxcywh
 from utils.config import Hyp
+from utils.errors import UserError
 
 VAL_PADDING = 0.5  # strides of extra room in rectangular validation batches, as YOLOv5 gives
 
@@ -27,7 +28,7 @@ class Draw(NamedTuple):
     """Which picture to draw: everything it depends on beside the dataset, the seed and the hyper-parameters."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls here
     repeat: int  # how often this epoch has shown the sample before
     width: int
     height: int
@@ -161,10 +162,20 @@ class EvaluationBatches(Sampler[list[Draw]]):
             yield [Draw(0, int(index), 0, width, height) for index in indices]
 
 
+class Loader(DataLoader[Batch]):
+    """A DataLoader that raises a worker's UserError as it was, in one line; torch hands it over wrapped in the worker's traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rstrip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
+
+
 def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Batch]:
     """A loader over `batches`; workers stay alive between epochs. Where the system can fork, the images kept in memory are shared."""
     context = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    return DataLoader(
+    return Loader(
         pictures,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
