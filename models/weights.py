@@ -45,5 +45,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Loaded
 
         model, names = load_foreign(path)
         return LoadedModel(model.eval().to(device), tuple(names), 640)
+    if not isinstance(content.get("imgsz"), int):
+        raise UserError(f"{path}: the checkpoint has no 'imgsz'")
     model = model_from_checkpoint(content, str(path))
-    return LoadedModel(model.eval().to(device), tuple(content["names"]), int(content["imgsz"]))
+    return LoadedModel(model.eval().to(device), tuple(content["names"]), content["imgsz"])
