@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -99,11 +100,17 @@ def check_keys(mapping: YamlMap, known: Iterable[str], what: str) -> None:
 
 def number(mapping: YamlMap, key: str, value: object, kind: type) -> Any:
     """`value` as `kind` (int or float), or UserError naming the line of `key`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind is int and value != int(value)):
-        raise UserError(f"{mapping.where(key)}: {key} is {value!r}, {'a whole' if kind is int else 'a'} number was expected")
-    if value != value or value in (float("inf"), float("-inf")):
-        raise UserError(f"{mapping.where(key)}: {key} is {value!r}, a finite number was expected")
-    return kind(value)
+    try:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError
+        found = float(value)  # of a text too: YAML takes 1e-3, which has no point, for one
+        if not math.isfinite(found):
+            raise UserError(f"{mapping.where(key)}: {key} is {value!r}, a finite number was expected")
+        if kind is int and found != int(found):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise UserError(f"{mapping.where(key)}: {key} is {value!r}, {'a whole' if kind is int else 'a'} number was expected") from None
+    return kind(found)
 
 
 # ---------------------------------------------------------------------------------------------- hyper-parameters
@@ -170,10 +177,12 @@ def load_hyp(path: str | Path) -> Hyp:
     known = {f.name for f in dataclasses.fields(Hyp)}
     check_keys(data, known, "hyper-parameter")
     values = {key: number(data, key, value, float) for key, value in data.items()}
-    try:
-        return Hyp(**values)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    for key, value in values.items():
+        try:
+            Hyp(**{key: value})
+        except UserError as error:
+            raise UserError(f"{data.where(key)}: {error}") from None
+    return Hyp(**values)
 
 
 # ---------------------------------------------------------------------------------------------- command lines
@@ -223,7 +232,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], hi
     names = [f"--{field.name.replace('_', '-')}", *field.metadata["flags"]]
     if "_" in field.name:
         names.append(f"--{field.name}")
-    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     keywords: dict[str, Any] = {"dest": field.name, "default": default, "help": field.metadata["help"].replace("%", "%%")}
     if hint is bool:
         parser.add_argument(*names, action="store_true", **keywords)
