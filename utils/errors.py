@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import traceback
 from collections.abc import Callable
@@ -51,6 +52,8 @@ def run(main: Callable[[], int | None]) -> None:
 
     `main` returns the exit code (None means 0).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path the terminal's encoding lacks is no reason to stop
     try:
         code = main() or OK
     except (Exception, KeyboardInterrupt, Terminated) as error:
