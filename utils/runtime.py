@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import types
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def select_device(name: str) -> torch.device:
             raise EnvironmentFault("--device mps: this PyTorch has no Metal device; use --device cpu")
         return torch.device("mps")
     index = word.removeprefix("cuda").removeprefix(":") or "0"
-    if not index.isdigit():
+    if not index.isdecimal():
         raise UserError(f"--device {name!r}: cpu, a GPU number such as 0, or cuda:0 was expected (one device; several are not supported yet)")
     if not torch.cuda.is_available():
         raise EnvironmentFault(f"--device {name}: PyTorch {torch.__version__} sees no CUDA device; check the driver, or use --device cpu")
@@ -57,19 +58,24 @@ def memory_used(device: torch.device) -> float:
         import resource
     except ImportError:  # Windows
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def new_folder(project: str | Path, name: str, exist_ok: bool) -> Path:
-    """Make and return project/name, or name2, name3, ... where it exists and `exist_ok` is not given."""
-    folder = Path(project) / name
+    """Make and return project/name, or name2, name3, ... where it exists and `exist_ok` is not given; no two runs are given the same."""
+    wanted = folder = Path(project) / name
     try:
-        if not exist_ok and folder.exists():
-            numbers = [
-                int(found.group(1)) for entry in folder.parent.iterdir() if (found := re.fullmatch(re.escape(folder.name) + r"(\d+)", entry.name))
-            ]
-            folder = folder.with_name(f"{folder.name}{max([1, *numbers]) + 1}")
-        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=exist_ok)
+                break
+            except FileExistsError:
+                if exist_ok:
+                    raise
+            pattern = re.compile(re.escape(wanted.name) + r"([1-9][0-9]*)")
+            numbers = [int(found.group(1)) for entry in wanted.parent.iterdir() if (found := pattern.fullmatch(entry.name))]
+            folder = wanted.with_name(f"{wanted.name}{max([1, *numbers]) + 1}")
         probe = folder / ".write-test"
         probe.write_bytes(b"x")
         probe.unlink()
