@@ -119,7 +119,7 @@ class Run:
     samples: list[Sample]
     val_samples: list[Sample]
     model: DetectionModel
-    ema: EMA
+    ema: EMA[DetectionModel]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     loss: LossSettings
@@ -198,7 +198,7 @@ def prepare(options: Options) -> Run:
         raise UserError(f"--imgsz {options.imgsz}: a multiple of {model.stride}, the model's largest stride, is needed")
     if content is None and not options.noautoanchor:
         check_anchors(model, samples, options, hyp)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     freeze_layers(model, options.freeze)
     batches = math.ceil(len(samples) / options.batch_size)
     schedule = Schedule(hyp, options.epochs, batches, options.batch_size, options.cos_lr)
@@ -252,9 +252,7 @@ def new_model(options: Options, nc: int) -> DetectionModel:
 
 def check_anchors(model: DetectionModel, samples: Sequence[Sample], options: Options, hyp: Hyp) -> None:
     """Print the best possible recall of the model's anchors; where it is low, fit new ones and keep them if they are better."""
-    sizes = [
-        (s.labels.boxes[:, 2:] - s.labels.boxes[:, :2]) * (s.width, s.height) * (options.imgsz / max(s.width, s.height)) for s in samples if len(s.labels)
-    ]
+    sizes = [(s.labels.boxes[:, 2:] - s.labels.boxes[:, :2]) * (s.width, s.height) * (options.imgsz / max(s.width, s.height)) for s in samples if len(s.labels)]
     if not sizes:
         return
     objects = np.concatenate(sizes)
@@ -511,7 +509,7 @@ def conclude(run: Run, val_batches: DataLoader[Batch]) -> None:
     best = run.folder / "weights" / "best.pt"
     if not best.exists():
         return
-    model = model_from_checkpoint(load_checkpoint(best), str(best)).to(run.device, memory_format=torch.channels_last)
+    model = model_from_checkpoint(load_checkpoint(best), str(best)).to(run.device).to(memory_format=torch.channels_last)
     found = evaluate(model.fuse().eval(), val_batches, run.names, run.device, title="best")
     save_plots(found, run.names, run.folder)
     print(f"best epoch {run.progress.best_epoch + 1} of {run.progress.epoch}")

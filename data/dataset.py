@@ -230,9 +230,7 @@ def _scan_one(path: Path, classes: int) -> tuple[Sample | None, ScanReport, bool
     return Sample(path, header.width, header.height, labels), report, has_file
 
 
-def load_split(
-    spec: DatasetSpec, split: str, strict: bool = False, single_class: bool = False, quiet: bool = False
-) -> tuple[list[Sample], ScanReport]:
+def load_split(spec: DatasetSpec, split: str, strict: bool = False, single_class: bool = False, quiet: bool = False) -> tuple[list[Sample], ScanReport]:
     """Scan a split and tell the user what was found; with `strict` any problem is a UserError."""
     samples, report = scan(list_images(spec, split), spec.nc, split, single_class, quiet)
     if not quiet:

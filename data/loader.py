@@ -96,9 +96,7 @@ class TrainBatches(Sampler[list[Draw]]):
     rect: batches of similar aspect in the smallest canvas that holds them. multi_scale: every batch its own size, +/- 50 %.
     """
 
-    def __init__(
-        self, samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, seed: int, rect: bool = False, multi_scale: bool = False
-    ) -> None:
+    def __init__(self, samples: Sequence[Sample], batch_size: int, imgsz: int, stride: int, seed: int, rect: bool = False, multi_scale: bool = False) -> None:
         self.samples, self.batch_size, self.imgsz, self.stride, self.seed = samples, batch_size, imgsz, stride, seed
         self.multi_scale = multi_scale
         self.epoch, self.start = 0, 0  # which epoch, and how many of its batches are done already

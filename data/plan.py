@@ -109,7 +109,7 @@ def letterbox(width: int, height: int, canvas_width: int, canvas_height: int, so
 def training_plan(samples: Sequence[Sample], index: int, width: int, height: int, hyp: Hyp, rng: np.random.Generator) -> Plan:
     """A random picture around sample `index`, drawn from `rng` by the hyper-parameters."""
     first = _stack(samples, index, width, height, hyp, rng)
-    stacks = (Stack(first),)
+    stacks: tuple[Stack, ...] = (Stack(first),)
     if rng.random() < hyp.mixup:
         share = float(rng.beta(32.0, 32.0))
         second = _stack(samples, int(rng.integers(len(samples))), width, height, hyp, rng)
@@ -214,23 +214,22 @@ def _warped_layer(sample: Sample, tile: _Tile, view: np.ndarray, width: int, hei
     """The tile seen through any view; None where it is out of sight."""
     to_space = np.array([[tile.scale, 0, tile.offset[0]], [0, tile.scale, tile.offset[1]], [0, 0, 1.0]])
     to_canvas = view @ to_space
-    seen = tuple((edge - tile.offset[i % 2]) / tile.scale for i, edge in enumerate(tile.clip))
+    (left, top), (x0, y0, x1, y1) = tile.offset, tile.clip
+    seen = ((x0 - left) / tile.scale, (y0 - top) / tile.scale, (x1 - left) / tile.scale, (y1 - top) / tile.scale)
     if seen[0] >= seen[2] or seen[1] >= seen[3]:
         return None
     outline = clip_polygon(_corners(seen), _canvas_planes(to_canvas, width, height))
     if len(outline) < 3:
         return None
     outline = transform(to_canvas, outline)
-    x0, y0, x1, y1 = *np.floor(outline.min(0)).astype(int), *np.ceil(outline.max(0)).astype(int)
-    rect = (max(int(x0), 0), max(int(y0), 0), min(int(x1), width), min(int(y1), height))
+    low, high = np.floor(outline.min(0)).astype(int).tolist(), np.ceil(outline.max(0)).astype(int).tolist()
+    rect = (max(low[0], 0), max(low[1], 0), min(high[0], width), min(high[1], height))
     if rect[0] >= rect[2] or rect[1] >= rect[3]:
         return None
     return Layer(tile.source, np.linalg.inv(to_canvas), rect, (0, 0, sample.width, sample.height), False, outline, seen)
 
 
-def _pasted(
-    samples: Sequence[Sample], layers: Sequence[Layer], zoom: float, width: int, height: int, share: float, rng: np.random.Generator
-) -> list[Layer]:
+def _pasted(samples: Sequence[Sample], layers: Sequence[Layer], zoom: float, width: int, height: int, share: float, rng: np.random.Generator) -> list[Layer]:
     """Objects of other images laid over the picture, along their polygon where it is known, else as boxes."""
     taken = np.concatenate([np.zeros((0, 4)), *(layer_boxes(layer, samples[layer.source], width, height)[1] for layer in layers)])
     pasted: list[Layer] = []

@@ -52,7 +52,5 @@ BLOCKS: dict[str, Block] = {
     "Upsample": Block(lambda c, out, args: Upsample(**args), {"scale": Option(int)}, channels=lambda c: c[0], zoom=lambda args: 1 / args.get("scale", 2)),
     "Concat": Block(lambda c, out, args: Concat(), {}, inputs=(2, None), channels=sum),
     "CoupledHead": Block(lambda c, out, args: CoupledHead(c, **args), {}, inputs=(1, None), channels=sum, head=True),
-    "DecoupledHead": Block(
-        lambda c, out, args: DecoupledHead(c, **args), {"context": Option(CONTEXTS)}, inputs=(1, None), channels=sum, head=True
-    ),
+    "DecoupledHead": Block(lambda c, out, args: DecoupledHead(c, **args), {"context": Option(CONTEXTS)}, inputs=(1, None), channels=sum, head=True),
 }

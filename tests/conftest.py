@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Small models gain nothing from threads, and two processes with two spinning threads each stand in each other's way.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from pathlib import Path
 
 import cv2

@@ -22,7 +22,10 @@ ANCHORS = torch.tensor([[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [11
 
 
 def random_targets(rng: np.random.Generator, count: int, batch: int, nc: int) -> Tensor:
-    rows = [[rng.integers(batch), rng.integers(nc), rng.uniform(0.01, 0.99), rng.uniform(0.01, 0.99), rng.uniform(0.02, 0.9), rng.uniform(0.02, 0.9)] for _ in range(count)]
+    rows = [
+        [rng.integers(batch), rng.integers(nc), rng.uniform(0.01, 0.99), rng.uniform(0.01, 0.99), rng.uniform(0.02, 0.9), rng.uniform(0.02, 0.9)]
+        for _ in range(count)
+    ]
     return torch.tensor(rows, dtype=torch.float32).view(-1, 6)
 
 
@@ -69,7 +72,11 @@ def test_assigner_equals_the_slow_one(seed: int, count: int, level: int) -> None
     fast = set()
     for image, a, y, x, box, cls in zip(*m, strict=True):
         centre = (box[:2] + torch.stack([x, y])) / size
-        n = int(((targets[:, 2:4] - centre).abs().sum(1) + (targets[:, 4:6] - box[2:] / size).abs().sum(1) + (targets[:, 0] != image) + (targets[:, 1] != cls)).argmin())
+        n = int(
+            (
+                (targets[:, 2:4] - centre).abs().sum(1) + (targets[:, 4:6] - box[2:] / size).abs().sum(1) + (targets[:, 0] != image) + (targets[:, 1] != cls)
+            ).argmin()
+        )
         fast.add((n, int(a), int(y), int(x)))
     assert len(fast) == len(m.image)
     assert fast == slow_assign(targets, anchors, height, width, 4.0)
@@ -153,7 +160,10 @@ def test_loss_does_not_depend_on_the_order_of_targets() -> None:
     targets = random_targets(np.random.default_rng(3), 40, 2, 2)
     maps = random_maps(0, 2, 2, 96, 96)
     settings_ = loss_settings(Hyp(), 2, 3, 96)
-    losses = [float(detection_loss(maps, targets[torch.randperm(40, generator=torch.Generator().manual_seed(i))], ANCHORS, STRIDES, settings_).total) for i in range(4)]
+    losses = [
+        float(detection_loss(maps, targets[torch.randperm(40, generator=torch.Generator().manual_seed(i))], ANCHORS, STRIDES, settings_).total)
+        for i in range(4)
+    ]
     assert np.ptp(losses) < 1e-6 * losses[0] + 1e-7
 
 

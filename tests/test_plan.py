@@ -228,7 +228,9 @@ def test_flips_mirror_picture_and_boxes(flip: str, mirror: object) -> None:
     turned = training_plan([sample], 0, 100, 80, replace(PLAIN, **{flip: 1.0}), sample_rng(0, 0, 0))
     assert np.array_equal(render(turned, lambda _: image), mirror(render(plain, lambda _: image)))  # type: ignore[operator]
     a, b = draw_boxes(plain, [sample])[1], draw_boxes(turned, [sample])[1]
-    expected = np.stack([100 - a[:, 2], a[:, 1], 100 - a[:, 0], a[:, 3]], 1) if flip == "fliplr" else np.stack([a[:, 0], 80 - a[:, 3], a[:, 2], 80 - a[:, 1]], 1)
+    expected = (
+        np.stack([100 - a[:, 2], a[:, 1], 100 - a[:, 0], a[:, 3]], 1) if flip == "fliplr" else np.stack([a[:, 0], 80 - a[:, 3], a[:, 2], 80 - a[:, 1]], 1)
+    )
     assert np.allclose(b, expected)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class EMA:
+
+class EMA(Generic[Model]):
     """A float32 shadow of a model: shadow <- d shadow + (1 - d) weights, d = 0.9999 (1 - exp(-updates / 2000))."""
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, ramp: float = 2000.0) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, decay: float = 0.9999, ramp: float = 2000.0) -> None:
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay, self.ramp, self.updates = decay, ramp, 0
         pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
         # state_dict tensors share memory with the modules, so the pairs stay good as long as nothing rebinds a parameter.

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms as _greedy
 
 from utils.boxes import cxcywh_to_xyxy
 from utils.detections import Detections
 
 MAX_CANDIDATES = 30_000  # boxes of one image that enter suppression, best first
 FIRST_CHUNK = 512  # suppression starts with this many and takes more only while too few boxes are kept
+
+
+@functools.cache
+def _greedy() -> Callable[[Tensor, Tensor, float], Tensor]:
+    """torchvision's NMS kernel, without the two seconds that importing the rest of torchvision takes."""
+    spec = importlib.util.find_spec("torchvision")
+    libraries = [
+        path for place in (spec.submodule_search_locations or [] if spec else []) for path in Path(place).glob("_C*") if path.suffix in (".so", ".pyd")
+    ]
+    if libraries:
+        torch.ops.load_library(libraries[0])
+    else:
+        import torchvision  # noqa: F401
+    return torch.ops.torchvision.nms
 
 
 def nms(
@@ -34,9 +50,7 @@ def nms(
     return [_one_image(image, conf, iou, max_det, classes, agnostic, multi_label) for image in predictions]
 
 
-def _one_image(
-    rows: Tensor, conf: float, iou: float, max_det: int, classes: Sequence[int] | None, agnostic: bool, multi_label: bool
-) -> Detections:
+def _one_image(rows: Tensor, conf: float, iou: float, max_det: int, classes: Sequence[int] | None, agnostic: bool, multi_label: bool) -> Detections:
     rows = rows[rows[:, 4] > conf].float()
     scores = rows[:, 5:] * rows[:, 4:5]
     if multi_label and scores.shape[1] > 1:
@@ -66,7 +80,7 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float, 
         boxes = boxes + (labels * (boxes.max() - boxes.min() + 1))[:, None]
     count = FIRST_CHUNK
     while True:
-        keep = _greedy(boxes[:count], scores[:count], iou)
+        keep = _greedy()(boxes[:count], scores[:count], iou)
         if len(keep) >= max_det or count >= len(boxes):
             return keep[:max_det]
         count *= 4

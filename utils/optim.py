@@ -81,7 +81,12 @@ def make_optimizer(model: nn.Module, name: str, hyp: Hyp, weight_decay: float) -
         {"params": biases, "weight_decay": 0.0},
     ]
     if name == "SGD":
-        return torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
+        sgd = torch.optim.SGD(groups, lr=hyp.lr0, momentum=hyp.momentum, nesterov=hyp.momentum > 0, fused=True)
+        for group in groups:
+            for parameter in group["params"]:  # type: ignore[attr-defined]
+                # The fused step wants all buffers or none, but a box branch has no gradient before its first object. Zero is the same start.
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r}, one of {', '.join(OPTIMIZERS)} was expected")
     return getattr(torch.optim, name)(groups, lr=hyp.lr0, betas=(hyp.momentum, 0.999), fused=True)

@@ -1,0 +1,297 @@
+"""train.py as a user runs it: exact resume, safe stops, what a run leaves behind, and that it learns."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import train
+from data.dataset import load_data, load_split
+from models.weights import load_weights
+from tests.conftest import ROOT, make_dataset
+from utils.checkpoint import load_checkpoint
+from utils.errors import Diverged, UserError
+
+HYP = "mosaic: 1.0\nmixup: 0.3\ncopy_paste: 0.5\nwarmup_epochs: 1\n"
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_data: Path, narrow_cfg: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of a run of 4 short epochs with mosaic, mixup and copy-paste on."""
+    hyp = tmp_path_factory.mktemp("hyp") / "hyp.yaml"
+    hyp.write_text(HYP, encoding="utf-8")
+    flags = ["--cfg", narrow_cfg, "--data", tiny_data, "--hyp", hyp, "--epochs", "4", "--batch-size", "6", "--imgsz", "64", "--device", "cpu", "--seed", "3"]
+    return [str(flag) for flag in flags]
+
+
+def command(*flags: object) -> list[str]:
+    return [sys.executable, "train.py", *map(str, flags)]
+
+
+def run_train(*flags: object, check: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(command(*flags), cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == check, result.stderr[-3000:]
+    return result
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = (load_checkpoint(path / "weights" / "last.pt") for path in (a, b))
+    pairs = [(first[key][name], second[key][name]) for key in ("weights", "ema") for name in first[key]]
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole_run(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupts."""
+    project = tmp_path_factory.mktemp("whole")
+    run_train(*settings, "--project", project, "--save-period", "2", "--workers", "0")
+    return project / "exp"
+
+
+def test_a_run_leaves_what_users_of_yolov5_know(whole_run: Path) -> None:
+    names = {path.name for path in whole_run.iterdir()}
+    expected = {"weights", "results.csv", "args.yaml", "results.png", "labels.png", "PR_curve.png", "F1_curve.png", "P_curve.png", "R_curve.png"}
+    expected |= {f"train_batch{i}.png" for i in range(3)} | {f"val_batch0_{kind}.png" for kind in ("labels", "pred")}
+    assert expected <= names, expected - names
+    assert {path.name for path in (whole_run / "weights").iterdir()} == {"best.pt", "last.pt", "epoch1.pt", "epoch3.pt"}
+    rows = list(csv.DictReader((whole_run / "results.csv").open()))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2", "3"] and tuple(rows[0]) == train.RESULT_COLUMNS
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+    arguments = yaml.safe_load((whole_run / "args.yaml").read_text(encoding="utf-8"))
+    assert arguments["epochs"] == 4 and arguments["hyp"]["mixup"] == 0.3 and arguments["names"] == ["landslide"]
+
+
+def test_best_weights_can_be_used(whole_run: Path) -> None:
+    loaded = load_weights(whole_run / "weights" / "best.pt")
+    assert loaded.names == ("landslide",) and loaded.imgsz == 64 and not loaded.model.training
+    content = load_checkpoint(whole_run / "weights" / "best.pt")
+    assert "optimizer" not in content and all(t.dtype in (torch.float32, torch.int64) for t in content["ema"].values())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_equals_uninterrupted(workers: int, settings: list[str], whole_run: Path, tmp_path: Path) -> None:
+    """SIGKILL somewhere after the second epoch, then --resume: equal bits and equal results.csv."""
+    process = subprocess.Popen(command(*settings, "--project", tmp_path, "--workers", workers), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    results = tmp_path / "exp" / "results.csv"
+    deadline = time.monotonic() + 120
+    while not (results.exists() and len(results.read_text().splitlines()) >= 3):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    run_train("--resume", tmp_path / "exp" / "weights" / "last.pt", "--workers", workers)
+    assert same_weights(tmp_path / "exp", whole_run)
+    assert results.read_bytes() == (whole_run / "results.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("sign", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_in_the_middle_of_an_epoch_saves_and_resumes_exactly(sign: int, code: int, settings: list[str], whole_run: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(command(*settings, "--project", tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        seen = b""
+        while b"1/4:  33%" not in seen:  # the first of three batches is done
+            piece = os.read(process.stdout.fileno(), 65536)
+            assert piece, seen.decode()
+            seen += piece
+        process.send_signal(sign)
+        rest = process.stdout.read()
+    assert process.returncode == code, rest.decode()
+    progress = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["done"]) != (4, 0)
+    run_train("--resume", "--project", tmp_path)
+    assert same_weights(tmp_path / "exp", whole_run)
+    assert (tmp_path / "exp" / "results.csv").read_bytes() == (whole_run / "results.csv").read_bytes()
+
+
+def test_same_seed_same_results_other_seed_others(settings: list[str], whole_run: Path, tmp_path: Path) -> None:
+    run_train(*settings, "--project", tmp_path, "--cache", "--workers", "1")
+    assert (tmp_path / "exp" / "results.csv").read_bytes() == (whole_run / "results.csv").read_bytes()
+    run_train(*settings, "--project", tmp_path, "--seed", "4", "--epochs", "1", "--name", "other")
+    assert (tmp_path / "other" / "results.csv").read_text().splitlines()[1] != (whole_run / "results.csv").read_text().splitlines()[1]
+
+
+def test_every_flag_works(settings: list[str], whole_run: Path, tmp_path: Path) -> None:
+    flags = [*settings, "--project", tmp_path, "--epochs", "2"]
+    run_train(*flags, "--rect", "--multi-scale", "--cos-lr", "--optimizer", "AdamW", "--label-smoothing", "0.1", "--single-cls", "--name", "a")
+    run_train(*flags, "--noval", "--nosave", "--image-weights", "--freeze", "3", "--noautoanchor", "--optimizer", "Adam", "--name", "b", "--strict")
+    assert (tmp_path / "b" / "weights" / "last.pt").exists()
+    first = (tmp_path / "b" / "results.csv").read_text().splitlines()[1].split(",")
+    assert first[train.RESULT_COLUMNS.index("metrics/mAP_0.5")] == "nan"  # --noval: only the last epoch is validated
+    run_train(*flags, "--weights", whole_run / "weights" / "best.pt", "--patience", "1", "--amp", "bf16", "--name", "c", "--exist-ok", "--image-weights")
+    run_train(*flags, "--epochs", "1", "--name", "c", "--exist-ok")
+    run_train(*flags, "--epochs", "1", "--name", "c")
+    assert (tmp_path / "c2").is_dir()
+    options = set(run_train("--help").stdout.replace("_", "-").split())
+    assert all(f"--{field.name.replace('_', '-')}" in options for field in fields(train.Options))
+
+
+def test_frozen_layers_stay(settings: list[str], tiny_data: Path, narrow_cfg: Path, tmp_path: Path) -> None:
+    options = train.Options(cfg=str(narrow_cfg), data=str(tiny_data), epochs=2, batch_size=64, imgsz=64, device="cpu", freeze=[3], project=str(tmp_path))
+    run = train.prepare(options)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    train.train(options)
+    after = load_checkpoint(tmp_path / "exp2" / "weights" / "last.pt")["weights"]
+    first = tuple(list(run.model.layers)[:3])
+    frozen = [name for name in before if name.split(".")[1] in first]
+    assert frozen and all(torch.equal(before[name], after[name]) for name in frozen)
+    assert any(not torch.equal(before[name], after[name]) for name in before if name not in frozen)
+    with pytest.raises(UserError, match="head"):
+        train.prepare(replace(options, freeze=[99]))
+
+
+def test_gradients_are_accumulated_to_the_nominal_batch(tiny_data: Path, narrow_cfg: Path, tmp_path: Path) -> None:
+    """After warm-up, batches of 4 step once every 16 batches, also across the ends of epochs."""
+    hyp = tmp_path / "h.yaml"
+    hyp.write_text("warmup_epochs: 0\n", encoding="utf-8")
+    options = train.Options(cfg=str(narrow_cfg), data=str(tiny_data), hyp=str(hyp), epochs=5, batch_size=4, imgsz=64, device="cpu", project=str(tmp_path))
+    train.train(options)
+    content = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
+    assert content["ema_updates"] == 20 // 16 and content["progress"]["pending"] == 20 % 16 and content["gradients"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_data: Path, narrow_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = train.Options(cfg=str(narrow_cfg), data=str(tiny_data), epochs=1, batch_size=4, imgsz=64, device="cpu", project=str(tmp_path))
+    run = train.prepare(options)
+    real_loss, calls = train.detection_loss, []
+
+    def poisoned(*arguments: object) -> object:
+        terms = real_loss(*arguments)  # type: ignore[arg-type]
+        calls.append(1)
+        return terms._replace(total=terms.total * math.nan) if len(calls) == 3 else terms
+
+    monkeypatch.setattr(train, "detection_loss", poisoned)
+    order = train.TrainBatches(run.samples, 4, 64, run.model.stride, 0)
+    batches = train.make_loader(train.Pictures(run.samples, train.ImageStore(run.samples), run.hyp), order, 0)
+    weights: list[torch.Tensor] = []
+    with pytest.raises(Diverged) as found:
+        for batch in batches:
+            weights = [p.detach().clone() for p in run.model.parameters()]
+            train.train_step(run, batch)
+    assert len(calls) == 3 and all(torch.equal(a, b) for a, b in zip(weights, run.model.parameters(), strict=True))
+    assert "batch 3" in str(found.value) and all(view.path.name in str(found.value) for view in batch.views)
+
+
+def test_errors_are_one_line_and_exit_2(tmp_path: Path, tiny_data: Path) -> None:
+    for flags, words in ((["--data", tmp_path / "no.yaml"], "no such file"), (["--data", tiny_data, "--imgsz", "100"], "multiple of 32")):
+        result = run_train(*flags, "--project", tmp_path, check=2)
+        assert words in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    assert "unrecognized arguments" in run_train("--epoch", "3", check=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cfg": "no.yaml"}, "no such file"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"label_smoothing": 1.5}, "label-smoothing"),
+        ({"seed": -1}, "seed"),
+        ({"resume": "newest"}, "last.pt"),
+        ({"resume": "x.pt"}, "no such checkpoint"),
+        ({"weights": "README.md"}, "no checkpoint"),
+        ({"device": "gpu"}, "--device"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, object], words: str, tmp_path: Path, tiny_data: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        train.prepare(replace(train.Options(data=str(tiny_data), project=str(tmp_path), device="cpu"), **changes))  # type: ignore[arg-type]
+
+
+def test_resuming_a_finished_run_or_a_weights_file_is_refused(whole_run: Path) -> None:
+    assert "epochs are done" in run_train("--resume", whole_run / "weights" / "last.pt", check=2).stderr
+    assert "weights only" in run_train("--resume", whole_run / "weights" / "best.pt", check=2).stderr
+
+
+def test_image_weights_favour_bad_classes() -> None:
+    from data.dataset import Sample
+    from data.labels import Labels
+
+    def sample(*classes: int) -> Sample:
+        return Sample(Path("x"), 10, 10, Labels.from_rows([(c, np.array([0.1, 0.1, 0.5, 0.5]), None) for c in classes]))
+
+    weights = train.image_weights([sample(0), sample(1), sample(0, 1), sample()], [0.9, 0.1])
+    assert weights[1] > 10 * weights[0] and weights[2] == pytest.approx(weights[0] + weights[1]) and weights[3] > 0
+
+
+def test_memory_does_not_grow(tmp_path: Path, narrow_cfg: Path) -> None:
+    """Resident memory after the last of eight epochs is within 3 % of the second's."""
+    code = (
+        "import sys, train, resource\n"
+        "from pathlib import Path\n"
+        "sizes = []\n"
+        "old = train.finish_epoch\n"
+        "def finish(*a):\n"
+        "    ended = old(*a)\n"
+        "    sizes.append(int(Path('/proc/self/statm').read_text().split()[1]))\n"
+        "    return ended\n"
+        "train.finish_epoch = finish\n"
+        f"train.train(train.Options(cfg={str(narrow_cfg)!r}, data=sys.argv[1], epochs=6, batch_size=8, imgsz=96, device='cpu', project=sys.argv[2]))\n"
+        "print('PAGES', *sizes)\n"
+    )
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("resident memory is read from /proc, which this system has not")
+    data = make_dataset(tmp_path / "d", images=24, side=128)
+    result = subprocess.run([sys.executable, "-c", code, str(data), str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    pages = [int(word) for word in result.stdout.split("PAGES")[1].split()]
+    assert pages[4] < 1.03 * pages[1], pages
+
+
+def test_anchors_are_refitted_where_they_do_not_fit(tiny_data: Path, tmp_path: Path, narrow_cfg: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = tmp_path / "big.yaml"
+    cfg.write_text(f"base: {narrow_cfg}\nanchors: [[400, 400], [500, 500], [600, 600]]\n", encoding="utf-8")
+    options = train.Options(cfg=str(cfg), data=str(tiny_data), imgsz=64, device="cpu", project=str(tmp_path))
+    run = train.prepare(options)
+    text = capsys.readouterr().out
+    assert "best possible recall 0.0000, refitted 1.0000, new anchors taken" in text
+    assert run.model.anchors.max() < 100 and max(map(max, run.model.config.to_dict()["anchors"])) < 100
+    kept = train.prepare(replace(options, noautoanchor=True))
+    assert kept.model.anchors.max() == 600
+
+
+def test_it_learns(tmp_path: Path, narrow_cfg: Path) -> None:
+    """A narrow LS-YOLO trained from scratch on 16 pictures finds what is in them."""
+    data = make_dataset(tmp_path / "data", images=16, side=160)
+    data.write_text("train: images/train\nval: images/train\nnames: [landslide]\n", encoding="utf-8")
+    cfg = tmp_path / "narrow.yaml"
+    cfg.write_text(f"base: {ROOT / 'models' / 'ls-yolo.yaml'}\nwidth_multiple: 0.25\n", encoding="utf-8")
+    hyp = tmp_path / "hyp.yaml"
+    hyp.write_text(LEARN, encoding="utf-8")
+    run_train(
+        "--cfg",
+        cfg,
+        "--data",
+        data,
+        "--hyp",
+        hyp,
+        "--optimizer",
+        "AdamW",
+        "--epochs",
+        "150",
+        "--batch-size",
+        "16",
+        "--imgsz",
+        "160",
+        "--cache",
+        "--noval",
+        "--project",
+        tmp_path,
+    )
+    last = list(csv.DictReader((tmp_path / "exp" / "results.csv").open()))[-1]
+    assert float(last["metrics/mAP_0.5"]) >= 0.9
+    samples, _ = load_split(load_data(data), "train", quiet=True)
+    assert len(samples) == 16
+
+
+LEARN = "mosaic: 0\nmixup: 0\ncopy_paste: 0\nscale: 0.2\nlr0: 0.002\nmomentum: 0.9\nwarmup_epochs: 5\nwarmup_bias_lr: 0.01\n"
