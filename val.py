@@ -13,7 +13,7 @@ class Options:
     """Measure a model on a labelled dataset, under the paper's protocol and COCO's."""
 
     weights: str = option("", "checkpoint of this program, of YOLOv5 v6/v7 or of the LS-YOLO authors (.pt)", metavar="FILE")
-    data: str = option("data/demo.yaml", "dataset YAML", metavar="FILE")
+    data: str = option("data/msld.yaml", "dataset YAML", metavar="FILE")
     task: str = option("val", "split to measure on", choices=("train", "val", "test"))
     img: int | None = option(None, "longer image side in pixels for the model (default: what the weights were trained for)", "--imgsz", "--img-size")
     batch_size: int = option(32, "images per batch", "--batch")

@@ -22,7 +22,7 @@ from utils.errors import UserError, run
 class Options:
     """Draw one training picture as its plan says, with its boxes."""
 
-    data: str = option("data/demo.yaml", "dataset YAML")
+    data: str = option("data/msld.yaml", "dataset YAML")
     hyp: str = option("data/hyps/ls-yolo.yaml", "hyper-parameter YAML")
     split: str = option("train", "train, val or test")
     index: int = option(0, "which image of the split")
