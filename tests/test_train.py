@@ -18,7 +18,6 @@ import torch
 import yaml
 
 import train
-from data.dataset import load_data, load_split
 from models.weights import load_weights
 from tests.conftest import ROOT, make_dataset
 from utils.checkpoint import load_checkpoint
@@ -260,38 +259,17 @@ def test_anchors_are_refitted_where_they_do_not_fit(tiny_data: Path, tmp_path: P
     assert kept.model.anchors.max() == 600
 
 
-def test_it_learns(tmp_path: Path, narrow_cfg: Path) -> None:
+def test_it_learns(tmp_path: Path) -> None:
     """A narrow LS-YOLO trained from scratch on 16 pictures finds what is in them."""
     data = make_dataset(tmp_path / "data", images=16, side=160)
     data.write_text("train: images/train\nval: images/train\nnames: [landslide]\n", encoding="utf-8")
-    cfg = tmp_path / "narrow.yaml"
+    cfg, hyp = tmp_path / "narrow.yaml", tmp_path / "hyp.yaml"
     cfg.write_text(f"base: {ROOT / 'models' / 'ls-yolo.yaml'}\nwidth_multiple: 0.25\n", encoding="utf-8")
-    hyp = tmp_path / "hyp.yaml"
     hyp.write_text(LEARN, encoding="utf-8")
-    run_train(
-        "--cfg",
-        cfg,
-        "--data",
-        data,
-        "--hyp",
-        hyp,
-        "--optimizer",
-        "AdamW",
-        "--epochs",
-        "150",
-        "--batch-size",
-        "16",
-        "--imgsz",
-        "160",
-        "--cache",
-        "--noval",
-        "--project",
-        tmp_path,
-    )
+    flags = ["--epochs", 180, "--batch-size", 64, "--imgsz", 160, "--cache", "--noval", "--nosave", "--optimizer", "AdamW"]
+    run_train("--cfg", cfg, "--data", data, "--hyp", hyp, *flags, "--project", tmp_path)
     last = list(csv.DictReader((tmp_path / "exp" / "results.csv").open()))[-1]
     assert float(last["metrics/mAP_0.5"]) >= 0.9
-    samples, _ = load_split(load_data(data), "train", quiet=True)
-    assert len(samples) == 16
 
 
 LEARN = "mosaic: 0\nmixup: 0\ncopy_paste: 0\nscale: 0.2\nlr0: 0.002\nmomentum: 0.9\nwarmup_epochs: 5\nwarmup_bias_lr: 0.01\n"
