@@ -53,8 +53,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last; Windows cannot sync a folder and does not need to."""
-    if os.name == "posix":
+    """Make the rename itself last, where the file system can: Windows and some network shares cannot, and the new file stands all the same."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
