@@ -55,6 +55,7 @@ def report(options: ReportOptions) -> int:
     everything = [sample for found in samples.values() for sample in found]
     plot_shapes(everything, out / "shapes.png")
     plot_places(everything, out / "places.png")
+    plot_colours(colours, out / "colours.png")
     write_image(out / "techniques.jpg", technique_sheet(everything))
     print(_summary(result, out))
     return 0
@@ -213,6 +214,19 @@ def plot_places(samples: Sequence[Sample], path: Path) -> None:
     axes[1].set(title="centres", xlim=(0, 1), ylim=(1, 0), aspect="equal", xlabel="share of width", ylabel="share of height")
     axes[2].scatter([s.width for s in samples], [s.height for s in samples], s=4, alpha=0.3, color="#2b6cb0", linewidths=0)
     axes[2].set(title="image sizes", xlabel="width, pixels", ylabel="height, pixels")
+    figure.savefig(path)
+
+
+def plot_colours(colours: dict[str, dict[str, Any]], path: Path) -> None:
+    """Mean RGB levels of images with and without objects per split, with the spread between images."""
+    figure, axes = _axes(max(len(colours), 1), 4 * max(len(colours), 1), 3.2)
+    for ax, (split, kinds) in zip(axes, colours.items(), strict=False):
+        for place, (kind, values) in enumerate(kinds.items()):
+            x = np.arange(3) + 0.2 * (2 * place - 1)
+            ax.bar(x, values["mean_rgb"], 0.38, yerr=values["spread_between_images_rgb"], label=kind.replace("_", " "),
+                   color=["#c0392b", "#27ae60", "#2b6cb0"], alpha=1.0 - 0.5 * place, error_kw={"ecolor": "#555555", "lw": 1})
+        ax.set(title=split, ylim=(0, 255), ylabel="mean level (pale: backgrounds)")
+        ax.set_xticks(range(3), ["red", "green", "blue"])
     figure.savefig(path)
 
 

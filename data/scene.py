@@ -128,7 +128,7 @@ def plan_scene(rng: np.random.Generator, width: int, height: int, kind: Kind, sl
     look = _draw_look(rng, kind)
     noise = Noise(rng)
     step = 4 if max(width, height) <= 2048 else 8
-    pad = 24
+    pad = 12
     grid = (-pad, -pad, -(-width // step) + 2 * pad, -(-height // step) + 2 * pad)
     area = width * height / 160_000  # how many 400 x 400 crops it would make
     rivers = [_river(rng, width, height, look) for _ in range(rng.poisson(0.25 * np.sqrt(area)))]
@@ -333,6 +333,18 @@ def _box(outline: np.ndarray) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
+def visible_box(slide: Slide, width: int, height: int) -> tuple[int, int, int, int] | None:
+    """Box of the part of a landslide that lies in a width x height scene, right and bottom exclusive; None where nothing does."""
+    left, top, right, bottom = slide.box
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if right <= left or bottom <= top:
+        return None
+    seen = np.zeros((bottom - top, right - left), np.uint8)
+    cv2.fillPoly(seen, [slide.outline - (left, top)], 1)
+    x, y, w, h = cv2.boundingRect(seen)
+    return (left + x, top + y, left + x + w, top + y + h) if w and h else None
+
+
 def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     """Whether two boxes come within 3 pixels of each other: neighbours would join into one region of the mask."""
     return a[0] - 3 < b[2] and b[0] - 3 < a[2] and a[1] - 3 < b[3] and b[1] - 3 < a[3]
@@ -412,7 +424,8 @@ def _outline(rng: np.random.Generator, noise: Noise, arms: list[tuple[np.ndarray
         breadth = np.maximum(np.round(2 * reach * profile), 1).astype(int).tolist()
         for i in range(len(ends) - 1):
             cv2.line(body, ends[i], ends[i + 1], 1, breadth[i], cv2.LINE_8, 3)
-    soft = cv2.GaussianBlur(body.astype(np.float32), (0, 0), max(half * 0.12, 0.8))
+    size = 2 * int(max(half * 0.15, 1)) + 1
+    soft = cv2.blur(cv2.blur(body * np.uint8(255), (size, size)), (size, size)).astype(np.float32) / 255
     period = 1 << int(np.clip(np.log2(max(half * 0.7, 2)), 1, 6))
     rough = noise.fractal((int(corner[0]), int(corner[1]), int(shape[1]), int(shape[0])), period, 5, 111, gain=0.75)
     contours, _ = cv2.findContours((soft + 0.8 * rough > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

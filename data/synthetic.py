@@ -24,15 +24,17 @@ import numpy as np
 from data.build import one_thread, replace_file, spread
 from data.formats import VocObject, write_voc
 from data.geotiff import TILE, Place, write_geotiff
-from data.scene import Kind, Scene, plan_scene
+from data.scene import Kind, Scene, plan_scene, visible_box
 from data.scene_render import render
 from utils.config import option, parse
 from utils.errors import EnvironmentFault, UserError, run
 
 # Sources of the paper's MSLD: Bijie landslides, Southwest scenes, Bijie negatives.
 SHARES: tuple[tuple[Kind, int], ...] = (("bijie", 770), ("southwest", 500), ("negative", 2003))
-# Huffman coding alone: on such images half the time of the default and the same size.
+# One filter and Huffman coding alone: on such images half the time of the default for 5 % more bytes.
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # since OpenCV 5
+    _PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 93]
 SMALLEST, LARGEST = 96, 2048  # side of an ordinary scene in pixels
 
@@ -82,7 +84,7 @@ def write_scene(out: Path, seed: int, kind: Kind, number: int, size: tuple[int, 
         name = f"{number // 5 + 1}_{number % 5 + 1}"
         _write(out / "southwest" / f"{name}.jpg", image[..., ::-1], _JPEG)
         height, width = mask.shape
-        boxes = [_clipped(slide.box, width, height) for slide in scene.slides]
+        boxes = [box for slide in scene.slides if (box := visible_box(slide, width, height)) is not None]
         text = write_voc(f"{name}.jpg", width, height, [VocObject("slide", box) for box in boxes])
         replace_file(out / "southwest" / f"{name}.xml", text.encode())
     elif kind == "bijie":
@@ -91,10 +93,6 @@ def write_scene(out: Path, seed: int, kind: Kind, number: int, size: tuple[int, 
         _write(out / "bijie/landslide/image" / name, image[..., ::-1], _PNG)
     else:
         _write(out / "bijie/non-landslide/image" / f"neg{number + 1:04d}.png", image[..., ::-1], _PNG)
-
-
-def _clipped(box: tuple[int, int, int, int], width: int, height: int) -> tuple[float, float, float, float]:
-    return float(max(box[0], 0)), float(max(box[1], 0)), float(min(box[2], width)), float(min(box[3], height))
 
 
 def _write(path: Path, image: np.ndarray, options: list[int]) -> None:
@@ -158,9 +156,11 @@ def landslides_geojson(scene: Scene, place: Place | None) -> str:
     for number, slide in enumerate(scene.slides):
         points = slide.outline.astype(float) + 0.5
         ring = [place.point(x, y) if place else (x, y) for x, y in points.tolist()]
-        left, top, right, bottom = slide.box
+        box = visible_box(slide, scene.width, scene.height)
+        if box is None:
+            continue
         area = float(cv2.contourArea(slide.outline)) * (place.metres if place else 1) ** 2
-        properties = {"id": number + 1, "grown_over": round(slide.age, 3), "area": round(area, 1), "box_pixels": [left, top, right, bottom]}
+        properties = {"id": number + 1, "grown_over": round(slide.age, 3), "area": round(area, 1), "box_pixels": list(box)}
         features.append({"type": "Feature", "properties": properties, "geometry": {"type": "Polygon", "coordinates": [[*ring, ring[0]]]}})
     collection: dict[str, object] = {"type": "FeatureCollection", "name": "landslides"}
     if place:

@@ -96,6 +96,6 @@ def test_the_report_of_a_build(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {split: found["splits"][split]["images"] for split in found["splits"]} == told["images"]
     assert found["test_images_with_a_twin_in_train"] == told["test_images_with_a_twin_in_train"]["paper"] > 0
     assert {"all", "with_objects"} <= set(found["no_pixel_rule"]) and found["no_pixel_rule"]["scored_on"] == "test"
-    for name in ("shapes.png", "places.png", "techniques.jpg"):
+    for name in ("shapes.png", "places.png", "colours.png", "techniques.jpg"):
         assert read_image(tmp_path / "rep" / name).std() > 10
     assert "need not have seen anything" in capsys.readouterr().out
