@@ -6,7 +6,7 @@ learning rate of the batch number, and a checkpoint holds all the rest; so a res
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from utils.config import Hyp, load_hyp, option, parse
 from utils.errors import Diverged, Terminated, UserError, run
@@ -25,6 +25,7 @@ class Options:
     imgsz: int = option(640, "image size in pixels, a multiple of 32", "--img", "--img-size")
     device: str = option("", "cpu, or a GPU number such as 0 (default: the first GPU, else the CPU)")
     resume: str | None = option(None, "continue an interrupted run: its last.pt, or nothing for the newest run", const="newest")
+    allow_change: bool = option(False, "resume even if data, model, hyper-parameters or settings are no longer those of the run; the new ones hold")
     optimizer: str = option("SGD", "optimizer", choices=("SGD", "Adam", "AdamW"))
     cos_lr: bool = option(False, "cosine instead of linear learning rate")
     patience: int = option(100, "stop after this many epochs without a better result (0: never)")
@@ -66,7 +67,7 @@ import yaml  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data.dataset import DatasetSpec, ImageStore, Sample, load_data, load_split  # noqa: E402
+from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split  # noqa: E402
 from data.images import write_image  # noqa: E402
 from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread  # noqa: E402
 from models.builder import load_config  # noqa: E402
@@ -85,6 +86,8 @@ from val import evaluate, save_plots  # noqa: E402
 
 MAX_GRADIENT = 10.0  # gradients are scaled down to this norm, as YOLOv5 does
 ANCHOR_RECALL = 0.98  # anchors that can predict fewer of the objects are fitted anew
+# What may differ between a run and its resumption without changing the result.
+FREE_TO_CHANGE = {"resume", "allow_change", "device", "workers", "cache", "project", "name", "exist_ok", "nosave", "save_period", "strict", "tensorboard"}
 RESULT_COLUMNS = (
     *("epoch", "train/box_loss", "train/obj_loss", "train/cls_loss"),
     *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "metrics/AP_paper"),
@@ -118,6 +121,7 @@ class Run:
     names: tuple[str, ...]
     samples: list[Sample]
     val_samples: list[Sample]
+    data: dict[str, str]  # fingerprints of the two
     model: DetectionModel
     ema: EMA[DetectionModel]
     optimizer: torch.optim.Optimizer
@@ -138,6 +142,7 @@ class Run:
             "scaler": self.scaler.state_dict(),
             "gradients": gradients,
             "generator": torch.get_rng_state(),
+            "data": self.data,
             "progress": asdict(self.progress),
         }
 
@@ -172,15 +177,10 @@ def prepare(options: Options) -> Run:
     """Settings -> a run that is ready for its next epoch; resumed where the options say so."""
     content: dict[str, Any] | None = None
     if options.resume:
-        last = newest_run(Path(options.project)) if options.resume == "newest" else Path(options.resume)
-        content = load_checkpoint(last)
-        if "progress" not in content:
-            raise UserError(f"{last}: holds weights only; --resume needs a last.pt")
-        options = replace(Options(**content["options"]), resume=str(last), device=options.device, workers=options.workers)
-        folder, hyp = last.parent.parent, Hyp(**content["hyp"])
-    else:
-        check_options(options)
-        hyp = load_hyp(options.hyp)
+        options, content, folder = read_resumed(options)
+    check_options(options)
+    hyp = load_hyp(options.hyp) if content is None else Hyp(**content["hyp"])
+    if content is None:
         folder = new_folder(options.project, options.name, options.exist_ok)
     (folder / "weights").mkdir(exist_ok=True)
     for stray in (folder / "weights").glob(f"*{TEMPORARY}"):  # left by a crash in the middle of writing
@@ -190,21 +190,24 @@ def prepare(options: Options) -> Run:
     single_thread()
     print(f"{folder}: {device_line(device)}")
     spec = load_data(options.data)
-    names = ("landslide",) if options.single_cls and spec.nc == 1 else ("object",) if options.single_cls else spec.names
+    names = (spec.names[0] if spec.nc == 1 else "object",) if options.single_cls else spec.names
     samples, _ = load_split(spec, "train", options.strict, options.single_cls)
     val_samples, _ = load_split(spec, "val", options.strict, options.single_cls)
+    data = {"train": fingerprint(samples), "val": fingerprint(val_samples)}
+    if content:
+        hyp = check_unchanged(content, options, hyp, names, data)
     model = model_from_checkpoint(content, str(options.resume), "weights") if content else new_model(options, len(names))
     if options.imgsz % model.stride:
         raise UserError(f"--imgsz {options.imgsz}: a multiple of {model.stride}, the model's largest stride, is needed")
     if content is None and not options.noautoanchor:
         check_anchors(model, samples, options, hyp)
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze_layers(model, options.freeze)
     batches = math.ceil(len(samples) / options.batch_size)
     schedule = Schedule(hyp, options.epochs, batches, options.batch_size, options.cos_lr)
     amp = amp_dtype(options.amp, device)
     result = Run(
-        *(options, hyp, folder, device, spec, names, samples, val_samples, model, EMA(model)),
+        *(options, hyp, folder, device, spec, names, samples, val_samples, data, model, EMA(model)),
         optimizer=make_optimizer(model, options.optimizer, hyp, schedule.weight_decay),
         schedule=schedule,
         loss=loss_settings(hyp, len(names), len(model.strides), options.imgsz, options.label_smoothing),
@@ -215,6 +218,55 @@ def prepare(options: Options) -> Run:
     if content:
         result.restore(content)
     return result
+
+
+def read_resumed(options: Options) -> tuple[Options, dict[str, Any], Path]:
+    """(settings, checkpoint, folder) of the run that --resume names.
+
+    Settings given on this command line must be the run's own, or --allow-change must be given and they replace them. Raises UserError.
+    """
+    last = newest_run(Path(options.project)) if options.resume == "newest" else Path(str(options.resume))
+    content = load_checkpoint(last)
+    if "progress" not in content:
+        raise UserError(f"{last}: holds weights only; --resume needs a last.pt")
+    old, plain = Options(**content["options"]), Options()
+    given = {f.name: getattr(options, f.name) for f in fields(Options) if getattr(options, f.name) != getattr(plain, f.name)}
+    changed = {name: value for name, value in given.items() if name not in FREE_TO_CHANGE and value != getattr(old, name)}
+    if changed and not options.allow_change:
+        refuse_change(last, [f"--{name.replace('_', '-')}: {getattr(old, name)} -> {value}" for name, value in changed.items()])
+    free = {name: value for name, value in given.items() if name in FREE_TO_CHANGE - {"project", "name"}}
+    return replace(old, **changed, **{"device": options.device, "workers": options.workers, **free, "resume": str(last)}), content, last.parent.parent
+
+
+def refuse_change(last: Path | str, differences: Sequence[str]) -> None:
+    """UserError with everything that is no longer as it was when the run started."""
+    lines = "".join(f"\n  {line}" for line in differences)
+    raise UserError(f"{last}: this is no longer the run that was interrupted; undo the change, or resume with --allow-change:{lines}")
+
+
+def check_unchanged(content: dict[str, Any], options: Options, hyp: Hyp, names: Sequence[str], data: dict[str, str]) -> Hyp:
+    """Compare hyper-parameters, model and data with the checkpoint's; the hyper-parameters to go on with.
+
+    Raises UserError with the differences unless --allow-change is given; a changed model YAML never changes the checkpoint's model.
+    """
+    differences = [f"{split} data: {content['data'][split]} -> {now} (names, sizes or labels)" for split, now in data.items() if content["data"][split] != now]
+    if list(names) != content["names"]:
+        differences.append(f"class names: {content['names']} -> {list(names)}")
+        if len(names) != len(content["names"]):
+            refuse_change(str(options.resume), [*differences, "the number of classes cannot change: start a new run with --weights"])
+    now = load_hyp(options.hyp) if Path(options.hyp).is_file() else hyp
+    differences += [
+        f"{options.hyp}: {f.name}: {getattr(hyp, f.name)} -> {getattr(now, f.name)}" for f in fields(Hyp) if getattr(hyp, f.name) != getattr(now, f.name)
+    ]
+    if options.cfg and Path(options.cfg).is_file():
+        layers = load_config(options.cfg, len(names)).to_dict()["layers"]
+        if layers != content["model"]["layers"]:
+            differences.append(f"{options.cfg}: its layers are no longer those of the checkpoint, whose model is used")
+    if differences and not options.allow_change:
+        refuse_change(str(options.resume), differences)
+    for line in differences:
+        print(f"changed: {line}")
+    return now
 
 
 def check_options(options: Options) -> None:

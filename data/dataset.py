@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -242,6 +243,15 @@ def load_split(spec: DatasetSpec, split: str, strict: bool = False, single_class
     if strict and report.problems:
         raise UserError(f"{len(report.problems)} problems in {split!r} (--strict), first: {report.problems[0]}")
     return samples, report
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """A hash of names, sizes and labels: what training depends on beside the pixels. Folders do not count: data may move."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.path.name} {sample.width} {sample.height}".encode())
+        digest.update(sample.labels.classes.tobytes() + sample.labels.boxes.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def class_counts(samples: Iterable[Sample], classes: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,31 @@ def test_wrong_settings_are_named(changes: dict[str, object], words: str, tmp_pa
 def test_resuming_a_finished_run_or_a_weights_file_is_refused(whole_run: Path) -> None:
     assert "epochs are done" in run_train("--resume", whole_run / "weights" / "last.pt", check=2).stderr
     assert "weights only" in run_train("--resume", whole_run / "weights" / "best.pt", check=2).stderr
+
+
+def test_resuming_something_else_is_refused_unless_allowed(settings: list[str], tiny_data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data.parent, data)
+    hyp = tmp_path / "hyp.yaml"
+    hyp.write_text(HYP, encoding="utf-8")
+    options = train.Options(cfg=settings[1], data=str(data / "data.yaml"), hyp=str(hyp), epochs=1, batch_size=8, imgsz=64, device="cpu", project=str(tmp_path))
+    last = train.train(options) / "weights" / "last.pt"
+    before = last.read_bytes()
+    resumed = train.Options(resume=str(last), device="cpu")
+    with pytest.raises(UserError, match=r"allow-change:\n  --epochs: 1 -> 2"):
+        train.prepare(replace(resumed, epochs=2))
+    hyp.write_text(HYP + "lr0: 0.02\n", encoding="utf-8")
+    with pytest.raises(UserError, match="lr0: 0.01 -> 0.02"):
+        train.prepare(resumed)
+    hyp.write_text(HYP, encoding="utf-8")
+    label = data / "labels" / "train" / "003.txt"
+    label.write_text(label.read_text(encoding="utf-8").replace("0.", "0.0", 1), encoding="utf-8")
+    with pytest.raises(UserError, match="train data"):
+        train.prepare(resumed)
+    assert last.read_bytes() == before
+    hyp.write_text(HYP + "lr0: 0.02\n", encoding="utf-8")
+    run = train.prepare(replace(resumed, epochs=2, allow_change=True))
+    assert run.options.epochs == 2 and run.hyp.lr0 == 0.02 and run.progress.epoch == 1
 
 
 def test_image_weights_favour_bad_classes() -> None:
