@@ -157,13 +157,12 @@ def _decode_any(data: bytes, path: str | Path) -> np.ndarray:
 
 def _stretch(image: np.ndarray) -> np.ndarray:
     """More than 8 bits a channel (H, W) or BGR (H, W, C) -> RGB uint8: stretched by percentiles, never cut to the high byte."""
-    if image.ndim == 2 or image.shape[2] < 3:
-        image = np.repeat(image.reshape(*image.shape[:2], -1)[:, :, :1], 3, 2)
-    image = image[:, :, 2::-1].astype(np.float32)  # BGR(A) -> RGB
+    image = image.reshape(*image.shape[:2], -1)
+    image = (image[:, :, 2::-1] if image.shape[2] >= 3 else image[:, :, :1]).astype(np.float32)
     known = np.isfinite(image)
     low, high = np.percentile(image[known], STRETCH) if known.any() else (0.0, 1.0)
     image = np.clip((np.where(known, image, low) - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255)
-    return image.astype(np.uint8)
+    return np.broadcast_to(image.astype(np.uint8), (*image.shape[:2], 3))
 
 
 def read_image(path: str | Path) -> np.ndarray:
