@@ -50,6 +50,7 @@ class TheirConv(nn.Module):
         self.conv.bias = nn.Parameter(self.bn.bias.detach() - self.bn.running_mean * self.bn.weight.detach() / std)
         self.conv.weight.data *= (self.bn.weight.detach() / std).view(-1, 1, 1, 1)
         del self.bn
+        self.forward = self.forward  # a bound method of its own lands in the pickle, as after their fusing
 
 
 class TheirBottleneck(nn.Module):

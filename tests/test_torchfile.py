@@ -134,6 +134,17 @@ def test_an_allowed_package_gives_no_way_out(tmp_path: Path) -> None:
     assert isinstance(found, Record) and found.args == ("/etc/passwd",)
 
 
+def test_a_bound_method_of_a_record_is_inert_and_getattr_of_anything_else_is_refused(tmp_path: Path) -> None:
+    def read(owner: bytes, name: bytes) -> Any:
+        return read_torch_file(archive(tmp_path / "a.pt", b"\x80\x02cbuiltins\ngetattr\n" + owner + b"U" + bytes([len(name)]) + name + b"\x86R."))
+
+    found = read(b"cmodels.common\nConv\n)\x81", b"forward_fuse")
+    assert isinstance(found, Record) and found.args[1] == "forward_fuse"  # type: ignore[index]
+    for owner, name in [(b"cmodels.common\nConv\n", b"os"), (b"cmodels.common\nConv\n)\x81", b"__class__"), (b"}", b"get"), (b"U\x01a", b"upper")]:
+        with pytest.raises(UserError, match="was refused"):
+            read(owner, name)
+
+
 def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="sparse"):
@@ -148,8 +159,8 @@ def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
         (tensor_pickle(offset=2**62), "whole numbers"),
         (tensor_pickle(offset=-1), "whole numbers"),
         (tensor_pickle(size=(2, 2), stride=(3, 1)), "reaches to element 4"),
-        (tensor_pickle(size=(2**30,), stride=(0,)), "1073741824 elements"),
-        (tensor_pickle(size=(2**31, 2**33), stride=(0, 0)), "elements"),
+        (tensor_pickle(size=(2**30,), stride=(1,)), "1073741824 elements"),
+        (tensor_pickle(size=(2**30, 1), stride=(0, 9), offset=4), "1073741824 elements"),
         (tensor_pickle(size=(1,), stride=(-1,)), "whole numbers"),
         (tensor_pickle(size=(1, 1)), "do not match"),
         (tensor_pickle(size=(1,) * 9, stride=(1,) * 9), "short tuple"),
@@ -178,6 +189,12 @@ def test_a_broken_or_hostile_pickle_is_one_line(tmp_path: Path, pickled: bytes, 
     with pytest.raises(UserError, match=reason) as error:
         read_torch_file(archive(tmp_path / "a.pt", pickled, {"0": FOUR}))
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_a_tensor_that_repeats_elements_takes_no_memory(tmp_path: Path) -> None:
+    for size, stride in [((2**31, 2**33), (0, 0)), ((3, 2), (1, 1))]:
+        found = read_torch_file(archive(tmp_path / "a.pt", tensor_pickle(size=size, stride=stride), {"0": FOUR}))
+        assert isinstance(found, Record) and found.args == (size, stride)
 
 
 def test_limits(tmp_path: Path) -> None:

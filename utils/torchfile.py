@@ -299,8 +299,11 @@ def _whole(values: Any) -> tuple[int, ...]:
     return values
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
-    """A dense view of a storage, refused where it would reach outside it or repeat elements."""
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor | Record:
+    """A dense view of a storage, refused where it would reach outside it.
+
+    A view that repeats elements (YOLOv5's cached grids) is no weight and could claim any amount of memory: it stays a record.
+    """
     if not isinstance(storage, Tensor):
         raise _Malformed("a tensor has no storage")
     size, stride = _whole(size), _whole(stride)
@@ -311,8 +314,10 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Te
     for side in size:
         elements *= side
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True)) if elements else 0
-    if elements > len(storage) or (elements and last >= len(storage)):
+    if elements and last >= len(storage):
         raise _Malformed(f"a tensor of {elements} elements reaches to element {last} of a storage of {len(storage)}")
+    if elements > len(storage):
+        return Record("torch", "Tensor", (size, stride))
     return storage.as_strided(size, stride, offset) if elements else storage.new_empty(size)
 
 
@@ -322,10 +327,19 @@ def _parameter(data: Any, *_: object) -> Tensor:
     return data
 
 
+def _method(owner: Any, name: Any, *_: object) -> Record:
+    """`owner.name`, as a fused YOLOv5 network stores the method it swapped in; stays inert, and of anything but a record it is refused."""
+    if not isinstance(owner, Record) or not isinstance(name, str) or name.startswith("_"):
+        raise _Malformed("refers to 'builtins.getattr' for something that is no network part: it may be malicious and was refused")
+    return Record("builtins", "getattr", (owner, name))
+
+
 _CONSTRUCTORS: dict[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _mapping,
     ("__builtin__", "set"): _set,
     ("builtins", "set"): _set,
+    ("__builtin__", "getattr"): _method,
+    ("builtins", "getattr"): _method,
     ("torch", "Size"): _whole,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
