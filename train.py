@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from utils.config import Hyp, load_hyp, option, parse
-from utils.errors import Diverged, Terminated, UserError, run
+from utils.errors import Diverged, EnvironmentFault, Terminated, UserError, run
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Options:
 OPTIONS = parse(Options) if __name__ == "__main__" else Options()
 
 import csv  # noqa: E402
+import gc  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
@@ -69,7 +70,7 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split  # noqa: E402
 from data.images import write_image  # noqa: E402
-from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread  # noqa: E402
+from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
 from models.builder import load_config  # noqa: E402
 from models.weights import load_weights, model_from_checkpoint  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
@@ -81,7 +82,7 @@ from utils.loss import LossSettings, detection_loss, loss_settings  # noqa: E402
 from utils.metrics import Report  # noqa: E402
 from utils.optim import Schedule, make_optimizer, set_rates  # noqa: E402
 from utils.plots import mosaic, plot_labels, plot_results  # noqa: E402
-from utils.runtime import StopFlag, device_line, memory_used, new_folder, select_device  # noqa: E402
+from utils.runtime import StopFlag, device_line, memory_used, new_folder, out_of_memory, select_device  # noqa: E402
 from val import evaluate, save_plots  # noqa: E402
 
 MAX_GRADIENT = 10.0  # gradients are scaled down to this norm, as YOLOv5 does
@@ -102,6 +103,7 @@ class Progress:
     epoch: int = 0  # the epoch under way
     done: int = 0  # its batches that are done
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])  # of the loss terms over those batches
+    parts: int = 1  # in which a batch is computed: more than one after running out of memory
     pending: int = 0  # batches whose gradients wait for the next optimizer step
     best: float = -1.0
     best_epoch: int = -1
@@ -380,17 +382,19 @@ def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_
 
 def train_step(run: Run, batch: Batch) -> None:
     """Forward, loss, backward, and where enough batches are together an optimizer step."""
-    progress, device = run.progress, run.device
+    progress = run.progress
     rate, bias_rate, momentum, accumulate = run.schedule.at(progress.epoch * run.schedule.batches + progress.done)
     set_rates(run.optimizer, rate, bias_rate, momentum)
-    images = batch.images.to(device, non_blocking=True).float().div_(255)
-    targets = batch.targets.to(device, non_blocking=True)
-    with torch.autocast(device.type, run.amp, enabled=run.amp is not None):
-        maps = run.model(images)
-    terms = detection_loss(maps, targets, run.model.anchors, run.model.strides, run.loss)
-    if not math.isfinite(terms.total.item()):
-        raise Diverged(bad_batch("the loss", run, batch))
-    run.scaler.scale(terms.total).backward()
+    terms = None
+    while terms is None:
+        try:
+            terms = forward_backward(run, batch)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if terms is None:  # outside the handler: the exception holds on to the memory of its frames
+            halve(run, batch, reason)
     progress.pending += 1
     if progress.pending >= accumulate:
         run.scaler.unscale_(run.optimizer)
@@ -403,7 +407,42 @@ def train_step(run: Run, batch: Batch) -> None:
         run.ema.update()
         progress.pending = 0
     progress.done += 1
-    progress.sums = [before + float(term) for before, term in zip(progress.sums, terms[1:], strict=True)]
+    progress.sums = [before + term for before, term in zip(progress.sums, terms, strict=True)]
+
+
+def forward_backward(run: Run, batch: Batch) -> list[float]:
+    """Add the batch's gradients, in `progress.parts` parts where memory is short; the box, objectness and class loss per image."""
+    sums = [0.0, 0.0, 0.0]
+    for part in split_batch(batch, run.progress.parts):
+        images = part.images.to(run.device, non_blocking=True).float().div_(255)
+        targets = part.targets.to(run.device, non_blocking=True)
+        with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
+            maps = run.model(images)
+        terms = detection_loss(maps, targets, run.model.anchors, run.model.strides, run.loss)
+        if not math.isfinite(terms.total.item()):
+            raise Diverged(bad_batch("the loss", run, batch))
+        run.scaler.scale(terms.total).backward()
+        sums = [before + float(term) * len(part.views) / len(batch.views) for before, term in zip(sums, terms[1:], strict=True)]
+    return sums
+
+
+def halve(run: Run, batch: Batch, reason: str) -> None:
+    """After running out of memory: compute every batch in twice as many parts from now on, which leaves the images per step as they are.
+
+    What the failed backward pass may have left in the gradients is dropped. Raises EnvironmentFault where one image is too much.
+    """
+    if run.progress.parts >= len(batch.views):
+        raise EnvironmentFault(
+            f"out of memory with a single image of {batch.images.shape[3]} x {batch.images.shape[2]} ({reason}); use a smaller --imgsz or model"
+        )
+    run.progress.parts *= 2
+    run.optimizer.zero_grad()
+    run.progress.pending = 0
+    gc.collect()
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    size = math.ceil(run.options.batch_size / run.progress.parts)
+    tqdm.write(f"out of memory ({reason}): going on with {size} images at a time, {run.options.batch_size} per batch as before")
 
 
 def bad_batch(what: str, run: Run, batch: Batch) -> str:

@@ -57,20 +57,21 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import Sample, load_data, load_split  # noqa: E402
 from data.images import read_image, write_image  # noqa: E402
-from data.loader import Batch, View, evaluation_batches  # noqa: E402
+from data.loader import Batch, View, evaluation_batches, split_batch  # noqa: E402
 from data.plan import transform  # noqa: E402
 from models.weights import load_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
+from utils.anchors import RawMap  # noqa: E402
 from utils.boxes import clip, cxcywh_to_xyxy  # noqa: E402
 from utils.complexity import complexity, frames_per_second, synchronize  # noqa: E402
 from utils.detections import Detections, Truth  # noqa: E402
-from utils.errors import UserError  # noqa: E402
+from utils.errors import EnvironmentFault, UserError  # noqa: E402
 from utils.loss import LossSettings, detection_loss  # noqa: E402
 from utils.metrics import COCO_CONFIDENCE, COCO_NMS_IOU, PAPER_CONFIDENCE, PAPER_NMS_IOU, Matches, Report, curve, match, score  # noqa: E402
 from utils.nms import nms  # noqa: E402
 from utils.plots import error_picture, mosaic, plot_curves  # noqa: E402
 from utils.results import image_ids, label_rows, read_coco_results, write_coco_results  # noqa: E402
-from utils.runtime import device_line, new_folder, select_device  # noqa: E402
+from utils.runtime import device_line, new_folder, out_of_memory, select_device  # noqa: E402
 
 GALLERY = 50  # pictures at most
 SHOWN = 0.25  # lowest score in the pictures of batches
@@ -129,28 +130,49 @@ def evaluate(
     pictured: list[Batch] = []
     clock = time.perf_counter()
     for batch in tqdm(batches, title, unit="batch", disable=None, leave=False):
-        pixels = batch.images.to(device, non_blocking=True).to(dtype) / 255
-        synchronize(device)
-        loaded = time.perf_counter()
-        maps = model(pixels)
-        predictions = model.decode(maps)
-        synchronize(device)
-        computed = time.perf_counter()
-        lists = two_lists(predictions, min(confidence, COCO_CONFIDENCE), nms_iou, max_det, single_class)
-        for view, deployed, coco in zip(batch.views, *lists, strict=True):
-            detections[view.index], coco_detections[view.index] = to_source(deployed, view), to_source(coco, view)
-        seconds += np.diff([clock, loaded, computed, time.perf_counter()])
-        if loss is not None:
-            terms = detection_loss(maps, batch.targets.to(device), model.anchors, model.strides, loss)
-            losses += torch.stack([terms.box, terms.obj, terms.cls]) * len(batch.views)
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop(0)
+            try:
+                maps, predictions, marks = _forward(model, part, device, dtype)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                waiting = halves(part) + waiting
+                continue
+            lists = two_lists(predictions, min(confidence, COCO_CONFIDENCE), nms_iou, max_det, single_class)
+            for view, deployed, coco in zip(part.views, *lists, strict=True):
+                detections[view.index], coco_detections[view.index] = to_source(deployed, view), to_source(coco, view)
+            seconds += np.diff([clock, *marks, time.perf_counter()])
+            if loss is not None:
+                terms = detection_loss(maps, part.targets.to(device), model.anchors, model.strides, loss)
+                losses += torch.stack([terms.box, terms.obj, terms.cls]) * len(part.views)
+            clock = time.perf_counter()
         if len(pictured) < PICTURED:
             pictured.append(first_images(batch, PICTURED_IMAGES))
-        clock = time.perf_counter()
     model.train(training)
     result = measure(detections, coco_detections, [truth_of(sample) for sample in samples], names, confidence)
     times = Times(*(float(part) for part in seconds * 1000 / max(1, len(samples))))
     box, obj, cls = (losses / max(1, len(samples)) if loss is not None else losses * math.nan).tolist()
     return dataclasses.replace(result, times=times, losses=(box, obj, cls), pictured=tuple(pictured))
+
+
+def _forward(model: DetectionModel, batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[list[RawMap], Tensor, tuple[float, float]]:
+    """(raw maps, predictions, times when the images were there and when the model was done)."""
+    pixels = batch.images.to(device, non_blocking=True).to(dtype) / 255
+    synchronize(device)
+    loaded = time.perf_counter()
+    maps = model(pixels)
+    predictions = model.decode(maps)
+    synchronize(device)
+    return maps, predictions, (loaded, time.perf_counter())
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """The two halves of a batch that was too much for the memory. Raises EnvironmentFault for a single image."""
+    if len(batch.views) == 1:
+        raise EnvironmentFault(f"out of memory with a single image of {batch.images.shape[3]} x {batch.images.shape[2]}; use a smaller --img or model")
+    return split_batch(batch, 2)
 
 
 def first_images(batch: Batch, count: int) -> Batch:

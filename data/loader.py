@@ -58,6 +58,19 @@ class Batch:
         return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """The batch cut into at most `parts` batches of nearly equal size, images in order."""
+    count = len(batch.views)
+    edges = [round(count * i / parts) for i in range(parts + 1)]
+    pieces = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        if low < high:
+            rows = batch.targets[(batch.targets[:, 0] >= low) & (batch.targets[:, 0] < high)]
+            rows = rows - rows.new_tensor([low, 0, 0, 0, 0, 0])
+            pieces.append(Batch(batch.images[low:high], rows, batch.views[low:high]))
+    return pieces
+
+
 class Pictures(Dataset[tuple[np.ndarray, np.ndarray, View]]):
     """Draws the picture a `Draw` names: augmented where `hyp` is given, else letterboxed."""
 

@@ -21,8 +21,9 @@ import yaml
 import train
 from models.weights import load_weights
 from tests.conftest import ROOT, make_dataset
+from utils.anchors import RawMap
 from utils.checkpoint import load_checkpoint
-from utils.errors import Diverged, UserError
+from utils.errors import Diverged, EnvironmentFault, UserError
 
 HYP = "mosaic: 1.0\nmixup: 0.3\ncopy_paste: 0.5\nwarmup_epochs: 1\n"
 
@@ -181,6 +182,29 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_data: Pa
             train.train_step(run, batch)
     assert len(calls) == 3 and all(torch.equal(a, b) for a, b in zip(weights, run.model.parameters(), strict=True))
     assert "batch 3" in str(found.value) and all(view.path.name in str(found.value) for view in batch.views)
+
+
+def test_out_of_memory_halves_and_goes_on(
+    tiny_data: Path, narrow_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """More than 3 images at once are too much, in training and in validation: the run ends well, with as many steps as ever."""
+    forward = train.DetectionModel.forward
+
+    def small(self: train.DetectionModel, images: torch.Tensor) -> list[RawMap]:
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return forward(self, images)
+
+    options = train.Options(cfg=str(narrow_cfg), data=str(tiny_data), epochs=2, batch_size=8, imgsz=64, device="cpu", project=str(tmp_path), name="whole")
+    train.train(options)
+    monkeypatch.setattr(train.DetectionModel, "forward", small)
+    train.train(replace(options, name="short"))
+    assert "going on with 2 images at a time, 8 per batch as before" in capsys.readouterr().out
+    whole, short = (load_checkpoint(tmp_path / name / "weights" / "last.pt") for name in ("whole", "short"))
+    assert short["progress"]["parts"] == 4 and short["ema_updates"] == whole["ema_updates"]
+    monkeypatch.setattr(train.DetectionModel, "forward", lambda self, images: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(EnvironmentFault, match="single image"):
+        train.train(replace(options, name="none"))
 
 
 def test_errors_are_one_line_and_exit_2(tmp_path: Path, tiny_data: Path) -> None:

@@ -62,6 +62,13 @@ def memory_used(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory, of the GPU or of the machine, is used up."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory"))
+
+
 def new_folder(project: str | Path, name: str, exist_ok: bool) -> Path:
     """Make and return project/name, or name2, name3, ... where it exists and `exist_ok` is not given; no two runs are given the same."""
     wanted = folder = Path(project) / name
