@@ -69,9 +69,9 @@ def _damage(path: Path) -> str:
             for entry in archive.infolist():
                 # torch stores entries as they are, and leaves the memory of one that is marked as a folder uninitialised.
                 if entry.compress_type != zipfile.ZIP_STORED or entry.external_attr:
-                    return f"the entry of {entry.filename} is wrong"
+                    return f"the entry of {entry.filename!r} is wrong"
             bad = archive.testzip()
-            return f"the checksum of {bad} is wrong" if bad else ""
+            return f"the checksum of {bad!r} is wrong" if bad else ""
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
         return str(error) or type(error).__name__
 
