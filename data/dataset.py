@@ -134,13 +134,14 @@ def list_images(spec: DatasetSpec, split: str) -> list[Path]:
     """All image paths of a split, sorted, each once. Raises UserError when the split is missing or empty."""
     if split not in spec.splits:
         raise UserError(f"{spec.source}: has no {split!r}; it gives {', '.join(spec.splits)}")
-    paths: dict[Path, None] = {}
+    paths: dict[str, Path] = {}
     for place in spec.splits[split]:
         found = _inside(place) if place.is_dir() else _listed(place) if place.suffix == ".txt" else [place]
-        paths.update(dict.fromkeys(found))
+        for path in found:
+            paths.setdefault(os.path.abspath(path), path)
     if not paths:
         raise UserError(f"{spec.source}: no images for {split!r} in {', '.join(map(str, spec.splits[split]))} ({', '.join(sorted(SUFFIXES))} are read)")
-    return sorted(paths)
+    return sorted(paths.values())
 
 
 def _inside(folder: Path) -> list[Path]:
