@@ -52,18 +52,17 @@ from concurrent.futures import Future, ThreadPoolExecutor  # noqa: E402
 from dataclasses import field  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.images import SUFFIXES, read_image, write_image  # noqa: E402
-from data.plan import letterbox, transform  # noqa: E402
+from data.loader import single_thread  # noqa: E402
+from data.plan import letterbox  # noqa: E402
 from data.render import render  # noqa: E402
 from models.weights import LoadedModel, load_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
-from utils.boxes import clip  # noqa: E402
-from utils.detections import Detections  # noqa: E402
+from utils.detections import Detections, to_image  # noqa: E402
 from utils.draw import draw_detections  # noqa: E402
 from utils.errors import USER, UserError  # noqa: E402
 from utils.nms import nms  # noqa: E402
@@ -202,17 +201,10 @@ def detect(model: DetectionModel, batch: Sequence[Loaded], options: Options, tim
         torch.cuda.synchronize(parameter.device)
     middle = time.perf_counter()
     found = nms(predictions, options.conf_thres, options.iou_thres, options.max_det, options.classes, options.agnostic_nms)
-    result = [to_image(detections, loaded) for detections, loaded in zip(found, batch, strict=True)]
+    result = [to_image(one, loaded.matrix, loaded.image.shape[1], loaded.image.shape[0]) for one, loaded in zip(found, batch, strict=True)]
     times.model += middle - start
     times.nms += time.perf_counter() - middle
     return result
-
-
-def to_image(found: Detections, loaded: Loaded) -> Detections:
-    """Detections in canvas pixels -> in pixels of the original image, cut to it."""
-    height, width = loaded.image.shape[:2]
-    corners = transform(loaded.matrix, found.boxes.astype(np.float64).reshape(-1, 2)).reshape(-1, 4)
-    return Detections(clip(corners, width, height).astype(np.float32), found.scores, found.classes)
 
 
 def prepare(loaded: LoadedModel, device: torch.device, half: bool) -> DetectionModel:
@@ -332,7 +324,7 @@ def main(options: Options = OPTIONS) -> int:
     for cls in options.classes or ():
         if not 0 <= cls < len(loaded.names):
             raise UserError(f"--classes {cls}: this model has the classes 0 to {len(loaded.names) - 1}")
-    cv2.setNumThreads(0)  # images are decoded and drawn one per thread
+    single_thread()  # images are decoded and drawn one per thread
     model = prepare(loaded, device, options.half)
     imgsz = -(-(options.img or loaded.imgsz) // model.stride) * model.stride
     folder = new_folder(options.project, options.name, options.exist_ok)

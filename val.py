@@ -57,14 +57,13 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import Sample, load_data, load_split  # noqa: E402
 from data.images import read_image, write_image  # noqa: E402
-from data.loader import Batch, View, evaluation_batches, split_batch  # noqa: E402
-from data.plan import transform  # noqa: E402
+from data.loader import Batch, evaluation_batches, single_thread, split_batch  # noqa: E402
 from models.weights import load_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.anchors import RawMap  # noqa: E402
-from utils.boxes import clip, cxcywh_to_xyxy  # noqa: E402
+from utils.boxes import cxcywh_to_xyxy, transform  # noqa: E402
 from utils.complexity import complexity, frames_per_second, synchronize  # noqa: E402
-from utils.detections import Detections, Truth  # noqa: E402
+from utils.detections import Detections, Truth, to_image  # noqa: E402
 from utils.errors import EnvironmentFault, UserError  # noqa: E402
 from utils.loss import LossSettings, detection_loss  # noqa: E402
 from utils.metrics import COCO_CONFIDENCE, COCO_NMS_IOU, PAPER_CONFIDENCE, PAPER_NMS_IOU, Matches, Report, curve, match, score  # noqa: E402
@@ -142,7 +141,7 @@ def evaluate(
                 continue
             lists = two_lists(predictions, min(confidence, COCO_CONFIDENCE), nms_iou, max_det, single_class)
             for view, deployed, coco in zip(part.views, *lists, strict=True):
-                detections[view.index], coco_detections[view.index] = to_source(deployed, view), to_source(coco, view)
+                detections[view.index], coco_detections[view.index] = (to_image(found, view.matrix, view.width, view.height) for found in (deployed, coco))
             seconds += np.diff([clock, *marks, time.perf_counter()])
             if loss is not None:
                 terms = detection_loss(maps, part.targets.to(device), model.anchors, model.strides, loss)
@@ -198,12 +197,6 @@ def two_lists(predictions: Tensor, floor: float, nms_iou: float, max_det: int, s
     if single_class:
         deployed, coco = ([Detections(d.boxes, d.scores, np.zeros_like(d.classes)) for d in one] for one in (deployed, coco))
     return deployed, coco
-
-
-def to_source(found: Detections, view: View) -> Detections:
-    """Detections in network pixels -> in pixels of the original image, cut to it."""
-    corners = transform(view.matrix, found.boxes.astype(np.float64).reshape(-1, 2)).reshape(-1, 4)
-    return Detections(clip(corners, view.width, view.height).astype(np.float32), found.scores, found.classes)
 
 
 def truth_of(sample: Sample) -> Truth:
@@ -285,6 +278,7 @@ def write_gallery(folder: Path, evaluation: Evaluation, samples: Sequence[Sample
 
 def measure_weights(options: Options, names: Sequence[str], samples: Sequence[Sample]) -> tuple[Evaluation, dict[str, object]]:
     """Run the model of --weights; also what the report says about it."""
+    single_thread()
     device = select_device(options.device)
     loaded = load_weights(options.weights, device)
     model = loaded.model.fuse().to(memory_format=torch.channels_last).requires_grad_(False)

@@ -70,7 +70,7 @@ def our_step(model: DetectionModel, images: Tensor, targets: Tensor, device: tor
     state = train.Run(
         options=dataclasses.replace(train.Options(), batch_size=OPTIONS.batch_size),
         hyp=hyp, folder=Path(), device=device, spec=DatasetSpec(Path(), ("object",), {}), names=("object",) * OPTIONS.nc,
-        samples=[], val_samples=[], model=model, ema=EMA(model), optimizer=make_optimizer(model, "SGD", hyp, schedule.weight_decay),
+        samples=[], val_samples=[], data={}, model=model, ema=EMA(model), optimizer=make_optimizer(model, "SGD", hyp, schedule.weight_decay),
         schedule=schedule, loss=loss_settings(hyp, OPTIONS.nc, 3, OPTIONS.img), amp=amp,
         scaler=torch.amp.GradScaler(device.type, enabled=amp is torch.float16), progress=train.Progress(),
     )  # fmt: skip

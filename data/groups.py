@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -48,10 +48,12 @@ def random_sides(count: int, seed: int) -> list[Split]:
     return [_side(rank, train, val) for rank in generator(seed, "split").permutation(count).tolist()]
 
 
-def grouped_sides(images: Mapping[str, int], strata: Mapping[str, str], groups: Groups, seed: int) -> dict[str, Split]:
-    """The split of every source image, all of a group on one side, the shares of `split_sizes` kept in every stratum as nearly as groups allow.
+def grouped_sides(
+    images: Mapping[str, int], strata: Mapping[str, str], groups: Groups, seed: int, sizes: Callable[[int], tuple[int, int, int]] = split_sizes
+) -> dict[str, Split]:
+    """The split of every source image, all of a group on one side, the shares kept in every stratum as nearly as groups allow.
 
-    `images`: name -> how many images it makes; `strata`: name -> stratum, such as its origin.
+    `images`: name -> how many images it makes; `strata`: name -> stratum, such as its origin; `sizes`: count -> (train, val, test).
     """
     members: dict[str, list[str]] = {}
     for name in sorted(images):
@@ -61,7 +63,7 @@ def grouped_sides(images: Mapping[str, int], strata: Mapping[str, str], groups: 
         mine = [group for group, names in members.items() if strata[names[0]] == stratum]
         order = [mine[i] for i in generator(seed, "split", stratum).permutation(len(mine))]
         weights = [sum(images[name] for name in members[group]) for group in order]
-        train, val, _ = split_sizes(sum(weights))
+        train, val, _ = sizes(sum(weights))
         before = 0
         for group, weight in zip(order, weights, strict=True):
             # A group goes where its middle falls in the row of all images.

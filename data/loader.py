@@ -20,6 +20,7 @@ from data.render import render
 from utils.boxes import xyxy_to_cxcywh
 from utils.config import Hyp
 from utils.errors import UserError
+from utils.heap import keep_heap
 
 VAL_PADDING = 0.5  # strides of extra room in rectangular validation batches, as YOLOv5 gives
 
@@ -200,8 +201,9 @@ def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, 
 
 
 def single_thread(_: int = 0) -> None:
-    """OpenCV's own threads only get in the way of the other workers and of the model."""
+    """Settle a process that draws pictures: OpenCV's own threads only get in the way of the other workers and of the model."""
     cv2.setNumThreads(0)
+    keep_heap()
 
 
 def evaluation_batches(

@@ -38,7 +38,7 @@ OPTIONS = parse(Options, prog="python -m data.plan") if __name__ == "__main__" e
 import numpy as np  # noqa: E402
 
 from data.dataset import Sample  # noqa: E402
-from utils.boxes import area, intersection  # noqa: E402
+from utils.boxes import area, intersection, transform  # noqa: E402
 
 GREY = 114  # what no layer covers
 MIN_SIDE = 2.0  # pixels: a smaller box is not a target
@@ -262,12 +262,6 @@ def _pasted(samples: Sequence[Sample], layers: Sequence[Layer], zoom: float, wid
 
 
 # ---------------------------------------------------------------------------------------------- where boxes end up
-
-
-def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (n, 2) through a 3x3 matrix."""
-    moved = points @ matrix[:, :2].T + matrix[:, 2]
-    return moved[:, :2] / moved[:, 2:]
 
 
 def clip_polygon(points: np.ndarray, planes: np.ndarray) -> np.ndarray:

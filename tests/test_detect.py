@@ -106,7 +106,7 @@ def test_letterbox_is_the_smallest_canvas_of_whole_strides(tmp_path: Path, width
     grey = (loaded.canvas == 114).all(2)
     assert max(shape) == 640 and not grey.all(1)[shape[0] // 2] and abs(int(grey.all(1)[: shape[0] // 2].sum()) - int(grey.all(1)[shape[0] // 2 :].sum())) <= 1
     found = Detections(np.array([[0, 0, *shape[::-1]]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
-    np.testing.assert_allclose(detect.to_image(found, loaded).boxes, [[0, 0, width, height]], atol=1e-3)
+    np.testing.assert_allclose(detect.to_image(found, loaded.matrix, width, height).boxes, [[0, 0, width, height]], atol=1e-3)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 7))

@@ -26,11 +26,11 @@ from models.builder import load_config
 from models.yolo import DetectionModel
 from utils.checkpoint import save_checkpoint
 from utils.config import Hyp
-from utils.detections import Detections
+from utils.detections import Detections, to_image
 from utils.errors import UserError
 from utils.loss import detection_loss, loss_settings
 from utils.nms import nms
-from val import Options, evaluate, first_images, to_source, truth_of, two_lists, validate
+from val import Options, evaluate, first_images, truth_of, two_lists, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -119,7 +119,7 @@ def test_boxes_come_back_in_pixels_of_the_original_image(shapes: list[Sample], r
 def test_boxes_are_cut_to_the_image() -> None:
     matrix = np.array([[2.0, 0, -20], [0, 2, -40], [0, 0, 1]])
     found = Detections(np.array([[0, 0, 30, 30], [20, 30, 500, 500]], np.float32), np.array([0.9, 0.8], np.float32), np.zeros(2, np.int64))
-    moved = to_source(found, View(0, Path("a.jpg"), 100, 60, matrix))
+    moved = to_image(found, matrix, 100, 60)
     assert moved.boxes.tolist() == [[0, 0, 40, 20], [20, 20, 100, 60]] and moved.boxes.dtype == np.float32
 
 

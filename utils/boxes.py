@@ -34,6 +34,12 @@ def clip(boxes: Boxes, width: float, height: float) -> Boxes:
     return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
 
 
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (n, 2) through a 3x3 matrix; box corners too, as boxes.reshape(-1, 2)."""
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    return moved[:, :2] / moved[:, 2:]
+
+
 def area(boxes: Boxes) -> Boxes:
     """Areas (...,) of xyxy boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
