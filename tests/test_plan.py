@@ -297,11 +297,13 @@ def test_inside_is_by_pixel_centre(points: list[tuple[float, float]]) -> None:
     mask = inside(outline, 16, 20)
     for y in range(16):
         for x in range(20):
-            odd = False
+            odd, near = False, False
             for (ax, ay), (bx, by) in zip(outline, np.roll(outline, -1, 0), strict=True):
-                if (ay > y + 0.5) != (by > y + 0.5) and x + 0.5 > ax + (y + 0.5 - ay) / (by - ay) * (bx - ax):
-                    odd = not odd
-            assert mask[y, x] == odd
+                if (ay > y + 0.5) != (by > y + 0.5):
+                    crossing = ax + (y + 0.5 - ay) / (by - ay) * (bx - ax)
+                    near |= abs(crossing - (x + 0.5)) < 1e-6
+                    odd ^= x + 0.5 > crossing
+            assert near or mask[y, x] == odd
 
 
 def test_command_line_draws_a_plan(tiny_data: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from utils.errors import UserError
+from utils.errors import ENVIRONMENT, UserError, exit_code
 
 T = TypeVar("T")
 
@@ -69,6 +69,10 @@ def read_yaml(path: str | Path) -> YamlMap:
         raise UserError(f"{path}: is a folder, a YAML file was expected") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (OSError, ValueError) as error:
+        if exit_code(error) == ENVIRONMENT:
+            raise
+        raise UserError(f"{str(path)!r}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     loader_class = type("Loader", (_Loader,), {"path": str(path)})
     try:
         loader = loader_class(text)
@@ -123,7 +127,8 @@ class Hyp:
     lr0: float = 0.01  # initial learning rate
     lrf: float = 0.1  # final learning rate = lr0 * lrf
     momentum: float = 0.937  # SGD momentum, Adam beta1
-    weight_decay: float = 0.0005  # for a nominal batch of 64
+    weight_decay: float = 0.0005  # at the nominal batch
+    nominal_batch: float = 64  # images per optimizer step: smaller batches are accumulated to it (fixed in YOLOv5, not in Table I)
     warmup_epochs: float = 3.0
     warmup_momentum: float = 0.8
     warmup_bias_lr: float = 0.1
@@ -161,6 +166,7 @@ class Hyp:
             _in_range(name, getattr(self, name), 0.0, float("inf"))
         for name in ("momentum", "fl_gamma", "iou_t"):
             _in_range(name, getattr(self, name), 0.0, 1.0 if name != "fl_gamma" else 10.0)
+        _in_range("nominal_batch", self.nominal_batch, 1.0, 65536.0)
         for name in ("cls_pw", "obj_pw"):
             _in_range(name, getattr(self, name), 1e-6, float("inf"))
         _in_range("anchor_t", self.anchor_t, 1.0, float("inf"))

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from utils.config import Hyp
 
-NOMINAL_BATCH = 64  # gradients are accumulated to about this many images a step
 OPTIMIZERS = ("SGD", "Adam", "AdamW")
 MIN_WARMUP_STEPS = 100
 
@@ -34,12 +33,12 @@ class Schedule:
     @property
     def accumulate(self) -> int:
         """Batches per optimizer step after warm-up."""
-        return max(round(NOMINAL_BATCH / self.batch_size), 1)
+        return max(round(self.hyp.nominal_batch / self.batch_size), 1)
 
     @property
     def weight_decay(self) -> float:
         """Weight decay scaled to the images a step really sees."""
-        return self.hyp.weight_decay * self.batch_size * self.accumulate / NOMINAL_BATCH
+        return self.hyp.weight_decay * self.batch_size * self.accumulate / self.hyp.nominal_batch
 
     @property
     def warmup(self) -> int:
