@@ -104,7 +104,7 @@ def _root(data: YamlMap, path: Path) -> Path:
     if not isinstance(word, str):
         raise UserError(f"{data.where('path')}: path must be a folder")
     for root in (path.parent / word, Path(word)):
-        if root.is_dir():
+        if os.path.isdir(root):  # unlike Path.is_dir, says no to a name that no file system takes
             return root
     raise UserError(f"{data.where('path')}: the folder {word!r} is neither beside this file nor in the current folder")
 
@@ -120,7 +120,7 @@ def _existing(entry: str, root: Path, data: YamlMap, split: str) -> Path:
     """A folder or list in `path`, beside the YAML or in the current folder; '../images' may also mean images beside the YAML, as Roboflow writes it."""
     folder = data_folder(data)
     for place in (root / entry, folder / entry, Path(entry), folder / entry.removeprefix("../")):
-        if place.exists():
+        if os.path.exists(place):
             return place
     raise UserError(f"{data.where(split)}: {split} names {entry!r}, which does not exist in {root}")
 
@@ -217,6 +217,8 @@ def _scan_one(path: Path, classes: int) -> tuple[Sample | None, ScanReport, bool
     except UnicodeDecodeError:
         has_file, report.rows_left_out = True, 1
         report.problems.append(f"{file}:1: is not UTF-8 text; its rows are left out")
+    except ValueError:  # a name with a zero byte, out of a list file; the image's own error tells
+        pass
     except OSError as error:
         has_file, report.rows_left_out = True, 1
         report.problems.append(f"{file}: cannot be read ({error.strerror}); its rows are left out")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image
 
-from utils.errors import UserError
+from utils.errors import ENVIRONMENT, UserError, exit_code
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever handed to a decoder
@@ -51,8 +51,14 @@ def read_bytes(path: str | Path) -> bytes:
     """The file's bytes. Raises UserError for a missing or empty file."""
     try:
         data = Path(path).read_bytes()
-    except (FileNotFoundError, IsADirectoryError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"{path}: no such image") from None
+    except OSError as error:
+        if exit_code(error) == ENVIRONMENT:
+            raise
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r}: is no file name") from None
     if not data:
         raise UserError(f"{path}: the file is empty")
     return data

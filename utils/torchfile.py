@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import UserError
+from utils.errors import ENVIRONMENT, UserError, exit_code
 
 # A trained YOLOv5x with its optimizer has under 200,000 opcodes in under 2 MB; its tensors take 0.7 GB.
 MAX_OPCODES = 3_000_000
@@ -112,7 +112,10 @@ def read_torch_file(path: str | Path) -> Any:
     except _Malformed as error:
         raise UserError(f"{path}: {error}; nothing in the file was run") from None
     # NotImplementedError: a zip feature such as an unknown compression; RuntimeError: an encrypted member.
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error, EOFError, RuntimeError) as error:
+    # OSError: a directory that points before the file's start.
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error, EOFError, RuntimeError, OSError) as error:
+        if exit_code(error) == ENVIRONMENT:
+            raise
         raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__}: {error}); nothing in the file was run") from None
 
 
