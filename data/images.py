@@ -78,9 +78,10 @@ def read_header(data: bytes, path: str | Path) -> Header:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation from the bytes before the pixels, which is all that is read; a broken EXIF block says nothing."""
-    if image.format == "TIFF":  # turned by Pillow and OpenCV alike
-        return 1
+    """EXIF orientation from the bytes before the pixels, which is all that is read; a broken EXIF block says nothing.
+
+    A TIFF has it in its own header; Pillow and OpenCV both turn one by themselves.
+    """
     try:
         exif = Image.Exif()
         exif.load(image.info.get("exif") or b"")

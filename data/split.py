@@ -40,10 +40,18 @@ def split_folder(options: Options) -> dict[str, list[Path]]:
         raise UserError(f"--images {options.images!r}: no such folder")
     if min(options.val, options.test) < 0 or options.val + options.test >= 1:
         raise UserError(f"--val {options.val} and --test {options.test}: each from 0, together below 1, was expected")
-    paths = {path.stem: path.resolve() for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and paths.setdefault(path.stem, path.resolve()) != path.resolve():
+            raise UserError(f"{path}: {paths[path.stem].name} has the same name, and so the same labels; rename one")
     if not paths:
         raise UserError(f"--images {folder}: no images ({', '.join(sorted(SUFFIXES))}) there")
     groups = read_groups(Path(options.groups), paths, strict=False) if options.groups else Groups()
+    alone = [name for name in paths if name not in groups.group]
+    if options.groups and alone:
+        if len(alone) == len(paths):
+            raise UserError(f"{options.groups}: names none of the images in {folder}; file names without suffix were expected")
+        print(f"{options.groups}: {len(alone)} of {len(paths)} images have no row ({alone[0]}, ...); each is its own group")
 
     def sizes(count: int) -> tuple[int, int, int]:
         val, test = round(options.val * count), round(options.test * count)

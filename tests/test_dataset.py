@@ -182,7 +182,7 @@ def mixed(tmp_path: Path) -> Path:
         "blank": "\n \n",
         "wrong": "0 0.5 0.5 0.2\n0 0.5 0.5 0.2 0.2\n7 0.5 0.5 0.2 0.2\n",
         "all_wrong": "nonsense here\n",
-        "twice": "0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n",
+        "thrice": "0 0.5 0.5 0.2 0.2\n" * 3,
         "outside": "0 0.98 0.5 0.1 0.1\n",
     }
     for number, (name, text) in enumerate(rows.items()):
@@ -212,18 +212,18 @@ def test_a_scan_counts_everything_and_changes_nothing(mixed: Path, capsys: pytes
     before = fingerprint(mixed.parent)
     samples, report = load_split(load_data(mixed), "train")
     assert fingerprint(mixed.parent) == before, "no cache beside the data, no image saved anew"
-    assert [sample.path.stem for sample in samples] == ["all_wrong", "blank", "empty", "folder", "good", "outside", "twice", "unlabelled", "utf16", "wrong"]
+    assert [sample.path.stem for sample in samples] == ["all_wrong", "blank", "empty", "folder", "good", "outside", "thrice", "unlabelled", "utf16", "wrong"]
     objects = {sample.path.stem: len(sample.labels) for sample in samples if len(sample.labels)}
-    assert objects == {"good": 2, "outside": 1, "twice": 1, "wrong": 1}
+    assert objects == {"good": 2, "outside": 1, "thrice": 1, "wrong": 1}
     assert (report.images, report.objects, report.backgrounds, report.corrupt) == (10, 5, 6, 6)
-    assert (report.rows_left_out, report.duplicates, report.clipped) == (5, 1, 1)
+    assert (report.rows_left_out, report.duplicates, report.clipped) == (5, 2, 1)
     assert all((sample.width, sample.height) == (24, 16) for sample in samples)
     told = {problem.split(": ")[0].removeprefix(str(mixed.parent) + os.sep) for problem in report.problems}
     labels = {f"labels{os.sep}{name}" for name in ("wrong.txt:1", "wrong.txt:3", "all_wrong.txt:1", "utf16.txt:1", "folder.txt")}
     images = {f"images{os.sep}{name}" for name in ("html.jpg", "zero.jpg", "cut.jpg", "cut.tif", "flipped.png", "listed-only.png")}
     assert told == labels | images and len(report.problems) == len(told)
     out = capsys.readouterr().out
-    assert "train: 10 images, 5 objects, 6 backgrounds, 6 corrupt, 5 wrong rows, 1 duplicate rows, 1 clipped boxes" in out
+    assert "train: 10 images, 5 objects, 6 backgrounds, 6 corrupt, 5 wrong rows, 2 duplicate rows, 1 clipped boxes" in out
     assert all(problem in out for problem in report.problems)
 
 

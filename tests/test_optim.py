@@ -50,6 +50,8 @@ def test_rates_are_those_of_the_epoch_and_fall() -> None:
 def test_accumulation_and_weight_decay_for_the_nominal_batch(size: int, accumulate: int, decay: float) -> None:
     plan = Schedule(HYP, 10, 100, size)
     assert plan.accumulate == accumulate and plan.weight_decay == pytest.approx(decay)
+    whole = Schedule(Hyp(nominal_batch=size), 10, 100, size)
+    assert (whole.accumulate, whole.weight_decay) == (1, HYP.weight_decay), "another nominal batch"
 
 
 @pytest.mark.parametrize(("epochs", "batches", "warmup"), [(300, 379, 1137), (300, 10, 100), (3, 30, 30), (1, 2, 0), (1, 1, 0)])

@@ -76,3 +76,27 @@ def test_real_images_that_overlap_on_the_ground_are_not_separated(real_images: l
     sides = {split: {group[path.stem] for path in paths} for split, paths in splits.items()}
     assert not sides["train"] & sides["val"]
     assert sum(map(len, splits.values())) == len(real_images)
+
+
+def few(folder: Path, *names: str) -> Path:
+    """A folder of images of these names."""
+    for name in names:
+        write_image(folder / name, np.zeros((8, 8, 3), np.uint8))
+    return folder
+
+
+def test_two_images_of_one_name_share_their_labels_and_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.png: a\.jpg has the same name, and so the same labels"):
+        split_folder(Options(images=str(few(tmp_path, "a.png", "a.jpg", "b.png"))))
+
+
+def test_a_group_file_that_names_other_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    groups = tmp_path / "groups.csv"
+    options = Options(images=str(few(tmp_path, "a.png", "b.png", "c.png")), groups=str(groups), val=0.4)
+    groups.write_text("id,group\na.png,1\nb.png,1\n")
+    with pytest.raises(UserError, match=r"groups\.csv: names none of the images .*without suffix"):
+        split_folder(options)
+    groups.write_text("id,group\na,1\nb,1\n")
+    splits = split_folder(options)
+    assert "1 of 3 images have no row (c, ...); each is its own group" in capsys.readouterr().out
+    assert sorted(len(images) for images in splits.values()) == [1, 2]
