@@ -128,3 +128,41 @@ def test_the_second_signal_ends_the_process(name: str, code: int) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, timeout=120)
     assert done.returncode == code and b"alive" not in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------- a bare machine
+
+
+CUT_OFF = """
+import runpy, socket, sys
+connect = socket.socket.connect
+def refuse(*_, **__):
+    raise AssertionError("something asked for the network")
+def local_only(self, address):  # workers hand over their batches through sockets of the machine's own
+    return connect(self, address) if self.family == socket.AF_UNIX else refuse()
+socket.socket.connect = socket.socket.connect_ex = local_only
+socket.getaddrinfo = socket.create_connection = refuse
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="DISPLAY and HOME are of POSIX systems")
+def test_no_screen_no_network_no_home(tiny_data: Path, narrow_cfg: Path, tmp_path: Path) -> None:
+    """val.py with its plots needs nothing but its files; `tiny_data` is read where it lies, results go to the folder asked for."""
+    from models.builder import load_config
+    from models.yolo import DetectionModel
+    from utils.checkpoint import save_checkpoint
+
+    model = DetectionModel(load_config(narrow_cfg, 1))
+    weights = tmp_path / "权重 w.pt"
+    save_checkpoint(weights, {"model": model.config.to_dict(), "names": ["滑坡"], "imgsz": 64, "ema": model.state_dict()})
+    gone = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", "MPLCONFIGDIR", "XDG_CONFIG_HOME")
+    environment = {key: value for key, value in os.environ.items() if key not in gone} | {"HOME": "/dev/null", "PYTHONPATH": str(ROOT)}
+    flags = ["--weights", weights, "--data", tiny_data, "--img", 64, "--device", "cpu", "--plots", "--project", tmp_path / "运行 runs", "--name", "v"]
+    command = [str(word) for word in (sys.executable, "-c", CUT_OFF, ROOT / "val.py", *flags)]
+    before = {path: path.stat().st_mtime_ns for path in tiny_data.parent.rglob("*")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "运行 runs" / "v").glob("*.png")), "the plots are there"
+    assert {path: path.stat().st_mtime_ns for path in tiny_data.parent.rglob("*")} == before, "nothing is written beside the data"
