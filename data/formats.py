@@ -248,7 +248,7 @@ def read_coco(data: bytes, path: str | Path) -> CocoFile:
         annotations = list(content["annotations"])
     except RecursionError:
         raise UserError(f"{path}: not readable as JSON: nested too deeply") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path}: not readable as COCO JSON: {reason}") from None
     numbers = {key: number for number, (key, _) in enumerate(categories)}
@@ -267,7 +267,7 @@ def read_coco(data: bytes, path: str | Path) -> CocoFile:
         try:
             image, cls = int(item["image_id"]), numbers[int(item["category_id"])]
             rows[image].append(_coco_row(item, cls, images[image], f"{path}: annotation {item.get('id', place)}"))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{path}: annotation number {place}: {error!r}; image_id, category_id and bbox of this file were expected") from None
     found = tuple(CocoImage(*images[key], Labels.from_rows(rows[key])) for key in images)
     return CocoFile(tuple(name for _, name in categories), found, crowds)
