@@ -68,7 +68,7 @@ import yaml  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split  # noqa: E402
+from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split, warn_of_shared_images  # noqa: E402
 from data.images import write_image  # noqa: E402
 from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
 from models.builder import load_config  # noqa: E402
@@ -195,6 +195,7 @@ def prepare(options: Options) -> Run:
     names = (spec.names[0] if spec.nc == 1 else "object",) if options.single_cls else spec.names
     samples, _ = load_split(spec, "train", options.strict, options.single_cls)
     val_samples, _ = load_split(spec, "val", options.strict, options.single_cls)
+    warn_of_shared_images(samples, val_samples, "train and val")
     data = {"train": fingerprint(samples), "val": fingerprint(val_samples)}
     if content:
         hyp = check_unchanged(content, options, hyp, names, data)

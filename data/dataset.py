@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.images import SUFFIXES, decode_image, is_complete, read_bytes, read_header, read_image
 from data.labels import Labels, parse_yolo
-from utils.config import YamlMap, check_keys, read_yaml
+from utils.config import YamlMap, check_keys, find_file, read_yaml
 from utils.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -69,7 +69,7 @@ class ScanReport:
 
 def load_data(path: str | Path) -> DatasetSpec:
     """Read a dataset YAML as YOLOv5 users write it. Raises UserError naming file and line."""
-    path = Path(path)
+    path = find_file(path)
     data = read_yaml(path)
     if "download" in data:
         raise UserError(f"{data.where('download')}: 'download' is not supported: nothing is fetched or run at run time; delete the line")
@@ -157,7 +157,10 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _listed(file: Path) -> list[Path]:
-    """Paths of a list file, relative ones counted from the file's own folder."""
+    """Paths of a list file, relative ones counted from the file's own folder.
+
+    Absolute paths and `..` are the user's own here, as YOLOv5's users write them: these files are only read, and as nothing but images.
+    """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -255,6 +258,43 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         digest.update(f"{sample.path.name} {sample.width} {sample.height}".encode())
         digest.update(sample.labels.classes.tobytes() + sample.labels.boxes.tobytes())
     return digest.hexdigest()[:16]
+
+
+def shared_images(first: Sequence[Sample], second: Sequence[Sample]) -> list[tuple[Path, Path]]:
+    """Pairs of files, one of each split, with the same bytes. Only files of equal size and equal beginning are read whole."""
+    sides = [sorted(sample.path for sample in side) for side in (first, second)]
+    same: dict[object, list[list[Path]]] = {}
+    for key in (_size, _beginning, _content):
+        same = {}
+        for number, side in enumerate(sides):
+            for path in side:
+                same.setdefault(key(path), [[], []])[number].append(path)
+        same = {value: pair for value, pair in same.items() if all(pair)}
+        sides = [[path for pair in same.values() for path in pair[number]] for number in (0, 1)]
+    return sorted((path, other) for paths, others in same.values() for path in paths for other in others)
+
+
+def warn_of_shared_images(first: Sequence[Sample], second: Sequence[Sample], title: str) -> None:
+    """Tell the user which images two splits share: a score on what was trained on says little."""
+    if pairs := shared_images(first, second):
+        print(f"warning: {title} share {len(pairs)} pairs of equal images; scores on images that were trained on are too good")
+        for path, other in pairs[:10]:
+            print(f"  {path} = {other}")
+        if len(pairs) > 10:
+            print(f"  ... and {len(pairs) - 10} more")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _beginning(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(65536)
+
+
+def _content(path: Path) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def class_counts(samples: Iterable[Sample], classes: int) -> np.ndarray:

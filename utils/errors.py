@@ -34,11 +34,16 @@ class Terminated(BaseException):
     """SIGTERM arrived and what had to be saved is saved."""
 
 
+def _worker_died(error: BaseException) -> bool:
+    """Whether torch tells of the death of a process that draws pictures; its signal handler raises that wherever the program happens to be."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def exit_code(error: BaseException) -> int:
     """Exit code of a script that ends with `error`."""
     if isinstance(error, UserError):
         return USER
-    if isinstance(error, (EnvironmentFault, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, (EnvironmentFault, MemoryError)) or _worker_died(error) or type(error).__name__ == "OutOfMemoryError":
         return ENVIRONMENT
     if isinstance(error, OSError) and error.errno in _ENVIRONMENT_ERRNO:
         return ENVIRONMENT
@@ -60,6 +65,9 @@ def run(main: Callable[[], int | None]) -> None:
         code = exit_code(error)
         if "--debug" in sys.argv:
             traceback.print_exc()
+        if _worker_died(error):
+            cause = str(error).strip().splitlines()[0]
+            error = EnvironmentFault(f"{cause}; memory (or /dev/shm) may be too small for the processes that draw pictures: use fewer --workers, or --workers 0")
         prefix = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(code, "error")
         if code == INTERNAL and not isinstance(error, Diverged):
             print(f"{prefix}: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
