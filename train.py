@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from utils.config import Hyp, load_hyp, option, parse
+from utils.config import Hyp, find_file, load_hyp, option, parse
 from utils.errors import Diverged, EnvironmentFault, Terminated, UserError, run
 
 
@@ -56,7 +56,6 @@ OPTIONS = parse(Options) if __name__ == "__main__" else Options()
 import csv  # noqa: E402
 import gc  # noqa: E402
 import math  # noqa: E402
-import os  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -82,7 +81,7 @@ from utils.loss import LossSettings, detection_loss, loss_settings  # noqa: E402
 from utils.metrics import Report  # noqa: E402
 from utils.optim import Schedule, make_optimizer, set_rates  # noqa: E402
 from utils.plots import mosaic, plot_labels, plot_results  # noqa: E402
-from utils.runtime import StopFlag, device_line, memory_used, new_folder, out_of_memory, select_device  # noqa: E402
+from utils.runtime import StopFlag, device_line, memory_used, new_folder, out_of_memory, select_device, worker_count  # noqa: E402
 from val import evaluate, save_plots  # noqa: E402
 
 MAX_GRADIENT = 10.0  # gradients are scaled down to this norm, as YOLOv5 does
@@ -257,11 +256,11 @@ def check_unchanged(content: dict[str, Any], options: Options, hyp: Hyp, names: 
         differences.append(f"class names: {content['names']} -> {list(names)}")
         if len(names) != len(content["names"]):
             refuse_change(str(options.resume), [*differences, "the number of classes cannot change: start a new run with --weights"])
-    now = load_hyp(options.hyp) if Path(options.hyp).is_file() else hyp
+    now = load_hyp(options.hyp) if find_file(options.hyp).is_file() else hyp
     differences += [
         f"{options.hyp}: {f.name}: {getattr(hyp, f.name)} -> {getattr(now, f.name)}" for f in fields(Hyp) if getattr(hyp, f.name) != getattr(now, f.name)
     ]
-    if options.cfg and Path(options.cfg).is_file():
+    if options.cfg and find_file(options.cfg).is_file():
         layers = load_config(options.cfg, len(names)).to_dict()["layers"]
         if layers != content["model"]["layers"]:
             differences.append(f"{options.cfg}: its layers are no longer those of the checkpoint, whose model is used")
@@ -279,6 +278,8 @@ def check_options(options: Options) -> None:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1 was expected")
     if not 0 <= options.label_smoothing < 1:
         raise UserError(f"--label-smoothing {options.label_smoothing}: 0 to below 1 was expected")
+    if options.workers is not None and options.workers < 0:
+        raise UserError(f"--workers {options.workers}: 0 or more was expected")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: a whole number from 0 was expected")
 
@@ -537,13 +538,6 @@ def batch_picture(batch: Batch, names: Sequence[str]) -> np.ndarray:
     return mosaic(list(images), boxes, [r[:, 1].astype(int) for r in rows], names, [view.path.name for view in batch.views])
 
 
-def worker_count(options: Options, device: torch.device) -> int:
-    """Processes that draw pictures: on the CPU the model needs the cores more."""
-    if options.workers is not None:
-        return max(options.workers, 0)
-    return min(os.cpu_count() or 1, 8) if device.type == "cuda" else 0
-
-
 def train(options: Options) -> Path:
     """Train as the options say; returns the run's folder."""
     run = prepare(options)
@@ -556,7 +550,7 @@ def train(options: Options) -> Path:
         store.keep()
         val_store.keep()
     hyp = replace(run.hyp, mosaic=0.0) if options.rect else run.hyp
-    workers, pin = worker_count(options, run.device), run.device.type == "cuda"
+    workers, pin = worker_count(options.workers, run.device), run.device.type == "cuda"
     order = TrainBatches(run.samples, options.batch_size, options.imgsz, run.model.stride, options.seed, options.rect, options.multi_scale)
     batches = make_loader(Pictures(run.samples, store, hyp, options.seed), order, workers, pin)
     val_batches = evaluation_batches(run.val_samples, options.imgsz, 2 * options.batch_size, run.model.stride, True, workers, val_store, pin)

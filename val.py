@@ -22,7 +22,7 @@ class Options:
     max_det: int = option(300, "most detections per image")
     device: str = option("", "cpu, 0 for the first GPU, mps; default: a GPU where there is one")
     half: bool = option(False, "compute in half precision (GPU only)")
-    workers: int = option(4, "processes that load images (0: none beside this one)")
+    workers: int | None = option(None, "processes that load images (default: up to 8 with a GPU, 0 on the CPU)")
     square: bool = option(False, "square batches instead of rectangular ones of similar aspect")
     single_cls: bool = option(False, "take all classes for one")
     strict: bool = option(False, "end with an error where the dataset has any problem")
@@ -70,7 +70,7 @@ from utils.metrics import COCO_CONFIDENCE, COCO_NMS_IOU, PAPER_CONFIDENCE, PAPER
 from utils.nms import nms  # noqa: E402
 from utils.plots import error_picture, mosaic, plot_curves  # noqa: E402
 from utils.results import image_ids, label_rows, read_coco_results, write_coco_results  # noqa: E402
-from utils.runtime import device_line, new_folder, out_of_memory, select_device  # noqa: E402
+from utils.runtime import device_line, new_folder, out_of_memory, select_device, worker_count  # noqa: E402
 
 GALLERY = 50  # pictures at most
 SHOWN = 0.25  # lowest score in the pictures of batches
@@ -292,7 +292,8 @@ def measure_weights(options: Options, names: Sequence[str], samples: Sequence[Sa
     if options.half and not half:
         print(f"--half: only on a GPU; {device.type} computes in single precision")
     model = model.half() if half else model
-    batches = evaluation_batches(samples, imgsz, options.batch_size, model.stride, not options.square, options.workers, pin=device.type == "cuda")
+    workers = worker_count(options.workers, device)
+    batches = evaluation_batches(samples, imgsz, options.batch_size, model.stride, not options.square, workers, pin=device.type == "cuda")
     print(f"{options.weights}: {len(samples)} images at {imgsz} px on {device_line(device)}{', half precision' if half else ''}")
     limits = (options.conf_thres, options.iou_thres, options.max_det)
     evaluation = evaluate(model, batches, names, device, None, *limits, single_class=options.single_cls, title=options.task)
@@ -347,7 +348,7 @@ def check(options: Options) -> None:
     for flag, number in (("--batch-size", options.batch_size), ("--max-det", options.max_det), ("--img", 1 if options.img is None else options.img)):
         if number < 1:
             raise UserError(f"{flag} is {number}; at least 1 was expected")
-    if options.workers < 0:
+    if options.workers is not None and options.workers < 0:
         raise UserError(f"--workers is {options.workers}; 0 or more was expected")
 
 

@@ -105,6 +105,8 @@ def labels_from_polygon_text(text: str, path: str | Path, width: int, height: in
 
 @dataclass(frozen=True)
 class VocObject:
+    """One object of a VOC XML file."""
+
     name: str
     box: Box
 

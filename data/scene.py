@@ -65,6 +65,8 @@ class Line:
 
 @dataclass(frozen=True)
 class House:
+    """A building."""
+
     corners: np.ndarray  # (4, 2) float32, scene pixels
     roof: Colour
     height: float  # pixels

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 
 from models.registry import BLOCKS, Block, Option
-from utils.config import YamlMap, check_keys, nearest, number, read_yaml
+from utils.config import YamlMap, check_keys, find_file, nearest, number, read_yaml
 from utils.errors import UserError
 
 TOP_KEYS = ("nc", "channels", "depth_multiple", "width_multiple", "anchors", "layers")
@@ -72,7 +72,7 @@ class LayerSpec:
 
 def load_config(path: str | Path, nc: int | None = None, channels: int | None = None) -> ModelConfig:
     """Read a model YAML with its bases; `nc` and `channels` override it. Raises UserError naming file and row."""
-    config = config_from_map(_merged(Path(path), ()))
+    config = config_from_map(_merged(find_file(path), ()))
     if nc is not None:
         config = replace(config, nc=nc)
     if channels is not None:

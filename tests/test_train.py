@@ -208,6 +208,16 @@ def test_out_of_memory_halves_and_goes_on(
         train.train(replace(options, name="none"))
 
 
+def test_it_runs_from_any_folder(tiny_data: Path, tmp_path: Path) -> None:
+    """The program's own YAMLs are found, the results go to the current folder, and names may be in any script."""
+    folder = tmp_path / "山体 滑坡 🏔"
+    folder.mkdir()
+    flags = ["--cfg", "models/demo.yaml", "--data", tiny_data, "--epochs", "1", "--batch-size", "16", "--imgsz", "64", "--device", "cpu", "--name", "é"]
+    result = subprocess.run([sys.executable, ROOT / "train.py", *map(str, flags)], cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (folder / "runs" / "train" / "é" / "weights" / "best.pt").exists()
+
+
 def test_errors_are_one_line_and_exit_2(tmp_path: Path, tiny_data: Path) -> None:
     for flags, words in ((["--data", tmp_path / "no.yaml"], "no such file"), (["--data", tiny_data, "--imgsz", "100"], "multiple of 32")):
         result = run_train(*flags, "--project", tmp_path, check=2)

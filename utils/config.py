@@ -55,6 +55,13 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_yaml_map)
 
 
+def find_file(path: str | Path) -> Path:
+    """The path itself, or where nothing is there the file of that name that comes with the program: models/ls-yolo.yaml works from any folder."""
+    path = Path(path)
+    own = Path(__file__).resolve().parents[1] / path
+    return own if not path.exists() and own.is_file() else path
+
+
 def read_yaml(path: str | Path) -> YamlMap:
     """Read a YAML file whose top is a mapping; plain data only, nothing in it is executed.
 
@@ -179,6 +186,7 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
 
 def load_hyp(path: str | Path) -> Hyp:
     """Hyper-parameters from a YAML file; a key left out keeps the paper's value. Raises UserError (file:line)."""
+    path = find_file(path)
     data = read_yaml(path)
     known = {f.name for f in dataclasses.fields(Hyp)}
     check_keys(data, known, "hyper-parameter")

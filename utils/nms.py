@@ -77,7 +77,8 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float, 
     """
     if labels is not None and len(boxes):
         # Boxes of different classes are moved apart, so that one pass treats every class alone.
-        boxes = boxes + (labels * (boxes.max() - boxes.min() + 1))[:, None]
+        # In double precision: a thousand classes further right, float32 would round small boxes.
+        boxes, scores = boxes.double() + (labels * (boxes.max() - boxes.min() + 1).double())[:, None], scores.double()
     count = FIRST_CHUNK
     while True:
         keep = _greedy()(boxes[:count], scores[:count], iou)

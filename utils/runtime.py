@@ -50,6 +50,13 @@ def device_line(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}"
 
 
+def worker_count(wanted: int | None, device: torch.device) -> int:
+    """Processes that draw pictures: as many as `wanted`; by default up to 8 beside a GPU, none on the CPU, where the model needs the cores more."""
+    if wanted is not None:
+        return wanted
+    return min(os.cpu_count() or 1, 8) if device.type == "cuda" else 0
+
+
 def memory_used(device: torch.device) -> float:
     """GiB: reserved on the GPU, or the peak resident memory of this process on the CPU."""
     if device.type == "cuda":
