@@ -16,7 +16,8 @@ import pytest
 
 from data.images import write_image
 
-hypothesis.settings.register_profile("project", deadline=None)  # a busy machine is no failure
+# No deadline: a busy machine is no failure. The same examples in CI, new ones at every desk.
+hypothesis.settings.register_profile("project", deadline=None, derandomize=os.environ.get("CI") == "true")
 hypothesis.settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parents[1]
