@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from data.dataset import ImageStore, Sample
 from data.plan import Plan, draw_boxes, letterbox, sample_rng, training_plan
 from data.render import render
 from utils.boxes import xyxy_to_cxcywh
 from utils.config import Hyp
-from utils.errors import UserError
+from utils.errors import EnvironmentFault, UserError
 from utils.heap import keep_heap
 
 VAL_PADDING = 0.5  # strides of extra room in rectangular validation batches, as YOLOv5 gives
@@ -101,7 +101,14 @@ def collate(items: Sequence[tuple[np.ndarray, np.ndarray, View]]) -> Batch:
     """Put pictures of one size together."""
     images = torch.from_numpy(np.stack([image for image, _, _ in items])).permute(0, 3, 1, 2)
     rows = [np.concatenate([np.full((len(t), 1), i, np.float32), t], 1) for i, (_, t, _) in enumerate(items)]
-    return Batch(images, torch.from_numpy(np.concatenate(rows)), tuple(view for _, _, view in items))
+    targets = torch.from_numpy(np.concatenate(rows))
+    if get_worker_info() is not None:  # here a lack of shared memory is told; in the queue's own thread it is not, and the run would wait for ever
+        try:
+            images, targets = images.share_memory_(), targets.share_memory_()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise EnvironmentFault(f"{reason}; shared memory (/dev/shm) is too small for the pictures: use fewer --workers, or --workers 0") from None
+    return Batch(images, targets, tuple(view for _, _, view in items))
 
 
 class TrainBatches(Sampler[list[Draw]]):
@@ -175,13 +182,14 @@ class EvaluationBatches(Sampler[list[Draw]]):
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader that raises a worker's UserError as it was, in one line; torch hands it over wrapped in the worker's traceback."""
+    """A DataLoader that raises a worker's error as it was, in one line; torch hands it over wrapped in the worker's traceback."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         try:
             yield from super().__iter__()
-        except UserError as error:
-            raise UserError(str(error).rstrip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__qualname__}: ")) from error
+        except (UserError, EnvironmentFault) as error:
+            kind = type(error)
+            raise kind(str(error).rstrip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
 
 
 def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Batch]:

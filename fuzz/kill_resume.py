@@ -84,7 +84,7 @@ def start(options: train.Options, log: Path) -> int:
 
 def kill_sometime(child: int, weights: Path, rng: random.Random, longest: float) -> bool:
     """Kill the process at a random moment, or in every other case soon after it begins to write a checkpoint; False if it ended before."""
-    deadline, in_writing = time.monotonic() + rng.uniform(0.02, longest), rng.random() < 0.5
+    deadline, in_writing = time.monotonic() + rng.uniform(0.02, longest / 2), rng.random() < 0.5
     pause = rng.uniform(0, 0.02)
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() > deadline and (not in_writing or any(weights.glob(f"*{TEMPORARY}"))):

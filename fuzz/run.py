@@ -188,9 +188,13 @@ def text_targets(folder: Path) -> dict[str, Target]:
     )
     (folder / "base.yaml").write_text(model, encoding="utf-8")
     variant = "base: base.yaml\nnc: 3\nreplace:\n  b: {block: MSFE}\n  head: {block: CoupledHead}\n"
+    (folder / "over.yaml").write_text(variant.replace("base.yaml", "model.yaml"), encoding="utf-8")
     punctuation = [b": ", b"- ", b"{", b"}", b"[", b"]", b",", b"\t", b"\n", b"&a ", b"*a", b"<<: ", b"!!python/object/apply:os.system ", b"!!binary "]
-    punctuation += [b"? ", b"|", b"null", b"true", b"~", b"2026-01-01", b"%YAML 9.9\n", b"---\n", b"!!set ", b"!!timestamp x", b".nan", b"-.inf", b'"', b"'", b"#"]
-    punctuation += [b"1:30", b"="]
+    punctuation += [b"? ", b"|", b"null", b"true", b"~", b"2026-01-01", b"%YAML 9.9\n", b"---\n", b"!!set ", b"!!timestamp x", b".nan", b"-.inf", b'"', b"'"]
+    punctuation += [b"#", b"1:30", b"="]
+    def build(path: Path) -> None:
+        plan_layers(load_config(path if path.stat().st_size % 2 else folder / "over.yaml"))  # as it is, or as the base of a sound variant
+
     return {
         "labels": Target(
             [rows.encode()],
@@ -211,7 +215,7 @@ def text_targets(folder: Path) -> dict[str, Target]:
         "model": Target(
             [model.encode(), variant.encode()],
             [*punctuation, b"block: ", b"tag: ", b"from: ", b"out: ", b"Concat", b"Upsample", b"SPPF", b"image"],
-            by_file("model.yaml", lambda path: plan_layers(load_config(path))),
+            by_file("model.yaml", build),
         ),
         "hyp": Target([b"lr0: 0.01\nmomentum: 0.9\nscale: 0.5\nmosaic: 1.0\nfl_gamma: 0\n"], [*punctuation, b"mixup: "], by_file("hyp.yaml", hyp)),
     }

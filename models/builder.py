@@ -111,7 +111,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> YamlMap:
     changes = data.get("replace", YamlMap())
     if not isinstance(changes, YamlMap):
         raise UserError(f"{data.where('replace')}: a mapping tag: {{block: ...}} was expected")
-    rows = {row.get("tag"): row for row in base.get("layers", []) if isinstance(row, YamlMap)}
+    rows = {str(row.get("tag")): row for row in base["layers"] if isinstance(row, YamlMap)} if isinstance(base.get("layers"), list) else {}
     for tag, change in changes.items():
         if tag not in rows:
             raise UserError(f"{changes.where(tag)}: the base has no layer {tag!r}{nearest(tag, map(str, rows))}")
@@ -124,7 +124,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> YamlMap:
     merged = YamlMap({**base, **{key: data[key] for key in TOP_KEYS if key in data}})
     merged.source, merged.lines = data.source, {key: line for key, line in data.lines.items() if key in TOP_KEYS}
     if "layers" not in data and changes:
-        merged["layers"] = [changes.get(row.get("tag"), row) if isinstance(row, YamlMap) else row for row in base["layers"]]
+        merged["layers"] = [changes.get(str(row.get("tag")), row) if isinstance(row, YamlMap) else row for row in base["layers"]]
     return merged
 
 
@@ -167,7 +167,7 @@ def _row(row: YamlMap, position: int, previous: str) -> Row:
     """One YAML row, checked against the registry."""
     where = f"{row.where()} (layer {position})"
     name = row.get("block")
-    if name not in BLOCKS:
+    if not isinstance(name, str) or name not in BLOCKS:
         raise UserError(f"{where}: unknown block {name!r}{nearest(name, BLOCKS)}")
     if not isinstance(row.get("tag"), str) or row["tag"] == IMAGE:
         raise UserError(f"{where}: every layer needs a tag, a word other than {IMAGE!r}")

@@ -67,7 +67,9 @@ def run(main: Callable[[], int | None]) -> None:
             traceback.print_exc()
         if _worker_died(error):
             cause = str(error).strip().splitlines()[0]
-            error = EnvironmentFault(f"{cause}; memory (or /dev/shm) may be too small for the processes that draw pictures: use fewer --workers, or --workers 0")
+            error = EnvironmentFault(f"{cause}; memory (or /dev/shm) may be too small for the processes that draw pictures: fewer --workers, or --workers 0")
+        if code == ENVIRONMENT and isinstance(error, OSError) and error.filename is None:  # a write that failed knows no name
+            error = EnvironmentFault(f"{error.strerror}: a result could not be written; free the disk, or choose another --project")
         prefix = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}.get(code, "error")
         if code == INTERNAL and not isinstance(error, Diverged):
             print(f"{prefix}: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
