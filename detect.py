@@ -62,10 +62,10 @@ from data.plan import letterbox  # noqa: E402
 from data.render import render  # noqa: E402
 from models.weights import LoadedModel, load_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
-from utils.detections import Detections, to_image  # noqa: E402
+from utils.detections import Detections  # noqa: E402
 from utils.draw import draw_detections  # noqa: E402
 from utils.errors import USER, UserError  # noqa: E402
-from utils.nms import nms  # noqa: E402
+from utils.nms import nms, to_image  # noqa: E402
 from utils.results import image_id, label_rows, write_coco_results  # noqa: E402
 from utils.runtime import device_line, new_folder, select_device  # noqa: E402
 

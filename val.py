@@ -63,11 +63,11 @@ from models.yolo import DetectionModel  # noqa: E402
 from utils.anchors import RawMap  # noqa: E402
 from utils.boxes import cxcywh_to_xyxy, transform  # noqa: E402
 from utils.complexity import complexity, frames_per_second, synchronize  # noqa: E402
-from utils.detections import Detections, Truth, to_image  # noqa: E402
+from utils.detections import Detections, Truth  # noqa: E402
 from utils.errors import EnvironmentFault, UserError  # noqa: E402
 from utils.loss import LossSettings, detection_loss  # noqa: E402
 from utils.metrics import COCO_CONFIDENCE, COCO_NMS_IOU, PAPER_CONFIDENCE, PAPER_NMS_IOU, Matches, Report, curve, match, score  # noqa: E402
-from utils.nms import nms  # noqa: E402
+from utils.nms import nms, to_image  # noqa: E402
 from utils.plots import error_picture, mosaic, plot_curves  # noqa: E402
 from utils.results import image_ids, label_rows, read_coco_results, write_coco_results  # noqa: E402
 from utils.runtime import device_line, new_folder, out_of_memory, select_device, worker_count  # noqa: E402

@@ -47,14 +47,6 @@ class BuildOptions:
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Describe a dataset in numbers and pictures, and measure what can be guessed without looking at a pixel."""
-
-    data: str = option("", "dataset YAML", positional=True)
-    out: str | None = option(None, "folder to write into (default: runs/report/NAME)")
-
-
-@dataclass(frozen=True)
 class Source:
     """One image as it was downloaded, and where its annotation is."""
 
@@ -343,10 +335,9 @@ def main() -> int:
         one_thread()
         return prepare(chosen)
     if command == "report":
-        wanted = parse(ReportOptions, rest, "python -m data.msld report")
-        from data.report import report
+        from data.report import ReportOptions, report
 
-        return report(wanted)
+        return report(parse(ReportOptions, rest, "python -m data.msld report"))
     print(__doc__)
     if command not in ("-h", "--help"):
         raise UserError(f"{command!r}: build, prepare or report was expected")

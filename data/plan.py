@@ -4,8 +4,6 @@ Coordinates are continuous: pixel i covers [i, i + 1). A layer's matrix maps the
 rotation, shear, perspective and flips are all folded into it, so that every pixel is resampled once and every box goes through the
 very same matrix. Where a layer's axes stay parallel to the canvas (`aligned`), its rectangle and its crop of the source are whole
 pixels and the matrix is exactly the resize from one to the other.
-
-`python -m data.plan --data X.yaml --index N --out img.png` draws a plan with its boxes.
 """
 
 from __future__ import annotations
@@ -14,31 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from utils.config import Hyp, option, parse
-from utils.errors import UserError, run
+import numpy as np
 
-
-@dataclass(frozen=True)
-class Options:
-    """Draw one training picture as its plan says, with its boxes."""
-
-    data: str = option("data/msld.yaml", "dataset YAML")
-    hyp: str = option("data/hyps/ls-yolo.yaml", "hyper-parameter YAML")
-    split: str = option("train", "train, val or test")
-    index: int = option(0, "which image of the split")
-    epoch: int = option(0, "which epoch's picture of it")
-    seed: int = option(0, "seed of the run")
-    img: int = option(640, "size of the picture in pixels", "--imgsz", "--img-size")
-    out: str = option("plan.png", "where the picture goes")
-
-
-# --help and wrong flags are answered before anything heavy is imported.
-OPTIONS = parse(Options, prog="python -m data.plan") if __name__ == "__main__" else Options()
-
-import numpy as np  # noqa: E402
-
-from data.dataset import Sample  # noqa: E402
-from utils.boxes import area, intersection, transform  # noqa: E402
+from data.dataset import Sample
+from utils.boxes import area, intersection, transform
+from utils.config import Hyp
 
 GREY = 114  # what no layer covers
 MIN_SIDE = 2.0  # pixels: a smaller box is not a target
@@ -369,23 +347,3 @@ def describe(plan: Plan) -> str:
             what = "" if layer.objects is None else f", only object {layer.objects[0]}{'' if layer.outline is None else ' along its outline'}"
             lines.append(f"  image {layer.source}: crop {layer.crop} -> rect {layer.rect}, {kind}{what}")
     return "\n".join(lines)
-
-
-def main() -> None:
-    from data.dataset import ImageStore, load_data, load_split
-    from data.images import write_image
-    from data.render import draw_targets, render
-    from utils.config import load_hyp
-
-    spec = load_data(OPTIONS.data)
-    samples, _ = load_split(spec, OPTIONS.split)
-    if not 0 <= OPTIONS.index < len(samples):
-        raise UserError(f"--index {OPTIONS.index}: {OPTIONS.split!r} has images 0 to {len(samples) - 1}")
-    hyp = load_hyp(OPTIONS.hyp)
-    plan = training_plan(samples, OPTIONS.index, OPTIONS.img, OPTIONS.img, hyp, sample_rng(OPTIONS.seed, OPTIONS.epoch, OPTIONS.index))
-    print(describe(plan))
-    write_image(OPTIONS.out, draw_targets(render(plan, ImageStore(samples)), *draw_boxes(plan, samples), spec.names))
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,13 +1,42 @@
-"""Draw a plan on the CPU with OpenCV: each pixel of each layer is resampled once (bilinear), straight into its place."""
+"""Draw a plan on the CPU with OpenCV: each pixel of each layer is resampled once (bilinear), straight into its place.
+
+`python -m data.render --data X.yaml --hyp Y.yaml --index N --out img.png` draws one training picture with its boxes and prints its plan.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-import cv2
-import numpy as np
+from utils.config import load_hyp, option, parse
+from utils.errors import UserError, run
 
-from data.plan import GREY, Layer, Plan, Stack
+
+@dataclass(frozen=True)
+class Options:
+    """Draw one training picture as its plan says, with its boxes."""
+
+    data: str = option("data/msld.yaml", "dataset YAML")
+    hyp: str = option("data/hyps/ls-yolo.yaml", "hyper-parameter YAML")
+    split: str = option("train", "train, val or test")
+    index: int = option(0, "which image of the split")
+    epoch: int = option(0, "which epoch's picture of it")
+    seed: int = option(0, "seed of the run")
+    img: int = option(640, "size of the picture in pixels", "--imgsz", "--img-size")
+    out: str = option("plan.png", "where the picture goes")
+
+
+# --help and wrong flags are answered before anything heavy is imported.
+OPTIONS = parse(Options, prog="python -m data.render") if __name__ == "__main__" else Options()
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+from data.dataset import ImageStore, load_data, load_split  # noqa: E402
+from data.images import write_image  # noqa: E402
+from data.plan import GREY, Layer, Plan, Stack, describe, draw_boxes, sample_rng, training_plan  # noqa: E402
+from utils import draw  # noqa: E402
+from utils.draw import class_colour  # noqa: E402
 
 ImageOf = Callable[[int], np.ndarray]  # sample index -> RGB uint8 (H, W, 3)
 
@@ -93,11 +122,18 @@ def shift_colours(image: np.ndarray, gains: Sequence[float]) -> None:
     cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image)
 
 
-def draw_targets(image: np.ndarray, classes: np.ndarray, boxes: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """A copy of the picture with its target boxes and class names."""
-    image = image.copy()
-    for cls, box in zip(classes, boxes, strict=True):
-        x0, y0, x1, y1 = (int(round(float(v))) for v in box)
-        cv2.rectangle(image, (x0, y0), (x1, y1), (64, 220, 64), 2, cv2.LINE_AA)
-        cv2.putText(image, str(names[int(cls)]), (x0 + 3, y0 + 14), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (64, 220, 64), 1, cv2.LINE_AA)
-    return image
+def main() -> None:
+    spec = load_data(OPTIONS.data)
+    samples, _ = load_split(spec, OPTIONS.split)
+    if not 0 <= OPTIONS.index < len(samples):
+        raise UserError(f"--index {OPTIONS.index}: {OPTIONS.split!r} has images 0 to {len(samples) - 1}")
+    rng = sample_rng(OPTIONS.seed, OPTIONS.epoch, OPTIONS.index)
+    plan = training_plan(samples, OPTIONS.index, OPTIONS.img, OPTIONS.img, load_hyp(OPTIONS.hyp), rng)
+    print(describe(plan))
+    classes, boxes = draw_boxes(plan, samples)
+    texts, colours = [spec.names[cls] for cls in classes], [class_colour(int(cls)) for cls in classes]
+    write_image(OPTIONS.out, draw.draw_boxes(render(plan, ImageStore(samples)), boxes, texts, colours))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,4 +1,4 @@
-"""Load a trained model from a checkpoint of ours or of YOLOv5 / the LS-YOLO authors."""
+"""Load a trained model from a checkpoint of ours, a published file, or a checkpoint of YOLOv5 / the LS-YOLO authors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from models.builder import config_from_dict
+from models.builder import config_from_dict, plan_layers
 from models.yolo import DetectionModel
-from utils.checkpoint import ForeignFile, load_checkpoint, load_weights_into
+from utils.checkpoint import ForeignFile, check_weights, load_checkpoint, load_weights_into
 from utils.errors import UserError
+from utils.published import SUFFIX, read_published
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,13 @@ def model_from_checkpoint(content: dict[str, Any], source: str, key: str = "ema"
     for needed in ("model", "names", key):
         if not isinstance(content.get(needed), (dict, list)):
             raise UserError(f"{source}: the checkpoint has no {needed!r}")
-    model = DetectionModel(config_from_dict(content["model"], source))
+    config = config_from_dict(content["model"], source)
+    # A description may ask for any size: what the file does not hold is refused before memory is taken for it.
+    if sum(spec.args.get("repeat", 1) for spec in plan_layers(config)) > len(content[key]):
+        raise UserError(f"{source}: the model it describes has more layers than it has tensors")
+    with torch.device("meta"):
+        check_weights(DetectionModel(config).state_dict(), content[key], source)
+    model = DetectionModel(config)
     load_weights_into(model, content[key], source)
     return model
 
@@ -39,7 +46,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Loaded
     Raises UserError naming file and cause; nothing in the file is executed.
     """
     try:
-        content = load_checkpoint(path)
+        content = read_published(path) if Path(path).suffix == SUFFIX else load_checkpoint(path)
     except ForeignFile:
         from models.foreign import load_foreign
 

@@ -308,7 +308,7 @@ def test_inside_is_by_pixel_centre(points: list[tuple[float, float]]) -> None:
 
 def test_command_line_draws_a_plan(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "图 plan.png"
-    command = [sys.executable, "-m", "data.plan", "--data", str(tiny_data), "--index", "3", "--img", "96", "--out", str(out)]
+    command = [sys.executable, "-m", "data.render", "--data", str(tiny_data), "--index", "3", "--img", "96", "--out", str(out)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "canvas 96 x 96" in result.stdout and out.stat().st_size > 1000
     wrong = subprocess.run([*command[:-1], str(out), "--split", "test"], cwd=ROOT, capture_output=True, text=True)

@@ -26,10 +26,10 @@ from models.builder import load_config
 from models.yolo import DetectionModel
 from utils.checkpoint import save_checkpoint
 from utils.config import Hyp
-from utils.detections import Detections, to_image
+from utils.detections import Detections
 from utils.errors import UserError
 from utils.loss import detection_loss, loss_settings
-from utils.nms import nms
+from utils.nms import nms, to_image
 from val import Options, evaluate, first_images, truth_of, two_lists, validate
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -108,6 +108,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     for name, tensor in tensors(content):
         if tensor.layout != torch.strided or tensor.is_quantized:  # a sparse one can read outside its memory
             raise UserError(f"{path}: {name} is not a plain dense tensor")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a few bytes may pose as any number of elements
+            raise UserError(f"{path}: {name} has more elements than the file holds")
         if not _is_finite(name, tensor):
             raise UserError(f"{path}: {name} holds NaN or infinite values")
     return content
@@ -132,7 +134,12 @@ def _is_finite(name: str, tensor: Tensor) -> bool:
 
 def load_weights_into(model: torch.nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Fill the model; UserError naming the first tensor that is missing, left over or of the wrong shape."""
-    own = model.state_dict()
+    check_weights(model.state_dict(), weights, source)
+    model.load_state_dict(dict(weights))
+
+
+def check_weights(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str) -> None:
+    """UserError naming the first tensor of `weights` that does not fit the model's `own`."""
     for name, tensor in own.items():
         if name not in weights:
             raise UserError(f"{source}: tensor {name} is missing")
@@ -143,4 +150,3 @@ def load_weights_into(model: torch.nn.Module, weights: Mapping[str, Tensor], sou
             raise UserError(f"{source}: tensor {name} has shape {tuple(given.shape)}, {tuple(tensor.shape)} was expected")
     if extra := sorted(set(weights) - set(own)):
         raise UserError(f"{source}: tensor {extra[0]} belongs to no layer of the model")
-    model.load_state_dict(dict(weights))

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.boxes import clip, transform
-
 
 @dataclass(frozen=True)
 class Detections:
@@ -23,12 +21,6 @@ class Detections:
     def select(self, keep: np.ndarray) -> Detections:
         """The detections that `keep` (a mask or indices) chooses."""
         return Detections(self.boxes[keep], self.scores[keep], self.classes[keep])
-
-
-def to_image(found: Detections, matrix: np.ndarray, width: int, height: int) -> Detections:
-    """Detections in pixels of a canvas -> in pixels of the image behind it, cut to it; `matrix` (3, 3) maps canvas to image without turning it."""
-    corners = transform(matrix, found.boxes.astype(np.float64).reshape(-1, 2)).reshape(-1, 4)
-    return Detections(clip(corners, width, height).astype(np.float32), found.scores, found.classes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.boxes import cxcywh_to_xyxy
+from utils.boxes import clip, cxcywh_to_xyxy, transform
 from utils.detections import Detections
 
 MAX_CANDIDATES = 30_000  # boxes of one image that enter suppression, best first
@@ -85,3 +85,9 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float, 
         if len(keep) >= max_det or count >= len(boxes):
             return keep[:max_det]
         count *= 4
+
+
+def to_image(found: Detections, matrix: np.ndarray, width: int, height: int) -> Detections:
+    """Detections in pixels of a canvas -> in pixels of the image behind it, cut to it; `matrix` (3, 3) maps canvas to image without turning it."""
+    corners = transform(matrix, found.boxes.astype(np.float64).reshape(-1, 2)).reshape(-1, 4)
+    return Detections(clip(corners, width, height).astype(np.float32), found.scores, found.classes)
