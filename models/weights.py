@@ -26,10 +26,12 @@ class LoadedModel:
 
 def model_from_checkpoint(content: dict[str, Any], source: str, key: str = "ema") -> DetectionModel:
     """The model of a checkpoint with the weights under `key` ('ema' or 'weights')."""
-    for needed in ("model", "names", key):
-        if not isinstance(content.get(needed), (dict, list)):
+    for needed, kind in (("model", dict), ("names", list), (key, dict)):
+        if not isinstance(content.get(needed), kind):
             raise UserError(f"{source}: the checkpoint has no {needed!r}")
     config = config_from_dict(content["model"], source)
+    if len(content["names"]) != config.nc or not all(isinstance(name, str) for name in content["names"]):
+        raise UserError(f"{source}: its class names are not {config.nc} words, one for each class of its model")
     # A description may ask for any size: what the file does not hold is refused before memory is taken for it.
     if sum(spec.args.get("repeat", 1) for spec in plan_layers(config)) > len(content[key]):
         raise UserError(f"{source}: the model it describes has more layers than it has tensors")
@@ -52,7 +54,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Loaded
 
         model, names = load_foreign(path)
         return LoadedModel(model.eval().to(device), tuple(names), 640)
-    if not isinstance(content.get("imgsz"), int):
+    if not isinstance(content.get("imgsz"), int) or content["imgsz"] < 1:
         raise UserError(f"{path}: the checkpoint has no 'imgsz'")
     model = model_from_checkpoint(content, str(path))
     return LoadedModel(model.eval().to(device), tuple(content["names"]), content["imgsz"])
