@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from utils.config import option, parse
 from utils.errors import run
 
-TARGETS = ("labels", "voc", "coco", "dataset", "model", "hyp", "foreign", "image")
+TARGETS = ("labels", "voc", "coco", "results", "dataset", "model", "hyp", "foreign", "image")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ from models.builder import load_config, plan_layers  # noqa: E402
 from models.foreign import load_foreign  # noqa: E402
 from utils.config import load_hyp  # noqa: E402
 from utils.errors import UserError  # noqa: E402
+from utils.results import read_coco_results  # noqa: E402
 
 LIMIT = 10  # seconds an execution may take
 SHOWN = 5  # findings of one kind that are told in full
@@ -179,6 +180,7 @@ def text_targets(folder: Path) -> dict[str, Target]:
         "categories": [{"id": 3, "name": "landslide"}],
         "annotations": [annotations],
     }
+    found = [{"image_id": "a", "category_id": 0, "bbox": [1, 2, 30.5, 20], "score": 0.5}, {"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]
     rows = "0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.2 0.05\n0 0.1 0.1 0.4 0.1 0.4 0.3 0.1 0.3\n"
     data_yaml = f"path: {folder}\ntrain: images\nval: [images, images]\nnc: 2\nnames: {{0: landslide, 1: slide}}\n"
     model = (
@@ -192,6 +194,10 @@ def text_targets(folder: Path) -> dict[str, Target]:
     punctuation = [b": ", b"- ", b"{", b"}", b"[", b"]", b",", b"\t", b"\n", b"&a ", b"*a", b"<<: ", b"!!python/object/apply:os.system ", b"!!binary "]
     punctuation += [b"? ", b"|", b"null", b"true", b"~", b"2026-01-01", b"%YAML 9.9\n", b"---\n", b"!!set ", b"!!timestamp x", b".nan", b"-.inf", b'"', b"'"]
     punctuation += [b"#", b"1:30", b"="]
+    def results(path: Path) -> None:
+        for detections in read_coco_results(path, ["a", 7], 2)[0]:
+            assert np.isfinite(detections.boxes).all() and (detections.scores >= 0).all() and (detections.scores <= 1).all()
+
     def build(path: Path) -> None:
         plan_layers(load_config(path if path.stat().st_size % 2 else folder / "over.yaml"))  # as it is, or as the base of a sound variant
 
@@ -211,6 +217,7 @@ def text_targets(folder: Path) -> dict[str, Target]:
             [b"NaN", b"Infinity", b"null", b"{}", b"[]", b'"../x"', b"true", b'"a"', b"1e999", b"\\u0000", b"[" * 50, b'{"a":' * 50, b'"counts"'],
             coco,
         ),
+        "results": Target([json.dumps(found).encode()], [b"NaN", b"1e999", b"9" * 400, b"9" * 5000, b"{}", b"[", b"null", b'"7"'], by_file("r.json", results)),
         "dataset": Target([data_yaml.encode()], [*punctuation, b"path: ", b"names: ", b"download: x\n", b"../", b"\x00"], by_file("data.yaml", load_data)),
         "model": Target(
             [model.encode(), variant.encode()],

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from models.builder import load_config
 from models.foreign import load_foreign
 from tests.conftest import ROOT, make_dataset
 from utils.checkpoint import TEMPORARY, load_checkpoint
+from utils.config import read_yaml
 from utils.errors import Diverged, UserError
+from utils.results import read_coco_results
 
 HYP = "warmup_epochs: 1\nmixup: 0.3\ncopy_paste: 0.5\n"
 
@@ -399,3 +402,35 @@ def test_a_list_where_a_word_was_expected_in_a_model(row: str, base: bool, tmp_p
     path.write_text("anchors: [[10, 13]]\nlayers: 3\n", encoding="utf-8")
     with pytest.raises(UserError, match="no layer"):
         load_config(variant)
+
+
+def test_aliases_of_aliases_of_a_yaml_take_no_memory(tmp_path: Path) -> None:
+    """Nine lists of nine aliases each stand for 9^9 values, which an error message would have to spell out."""
+    levels = ", ".join(f"&l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10))
+    path = tmp_path / "data.yaml"
+    path.write_text(f"train: images\nnames: [[&l0 [{', '.join('x' * 9)}], {levels}]]\n", encoding="utf-8")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"data.yaml:2: more than \d+ aliases"):
+        load_data(path)
+    assert time.monotonic() - start < 1
+    path.write_text("a: &x [1, 2]\nb: *x\n", encoding="utf-8")
+    assert read_yaml(path)["b"] == [1, 2]
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "9" * 5000, "1e999", "1e300", "NaN"])
+@pytest.mark.parametrize("name", ["category_id", "bbox", "score", "image_id"])
+def test_numbers_that_no_result_can_have(value: str, name: str, tmp_path: Path) -> None:
+    row = {"image_id": 7, "category_id": 0, "bbox": [1, 2, 3, 4], "score": 0.5}
+    row[name] = [1, 2, 3, "#"] if name == "bbox" else "#"
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([row]).replace('"#"', value), encoding="utf-8")
+    with pytest.raises(UserError):
+        read_coco_results(path, [7], 1)
+
+
+@pytest.mark.parametrize("tensor", [torch.zeros(1).expand(2**20, 2**20), torch.zeros(4).as_strided((100, 100), (0, 0))])
+def test_a_few_bytes_that_pose_as_many_elements_are_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    torch.save({"format": "ls-yolo", "version": 1, "ema": {"a": tensor}}, path)
+    with pytest.raises(UserError, match="ema.a has more elements than the file holds"):
+        load_checkpoint(path)

@@ -17,6 +17,7 @@ import yaml
 from utils.errors import ENVIRONMENT, UserError, exit_code
 
 T = TypeVar("T")
+MAX_ALIASES = 24
 
 
 class YamlMap(dict):  # type: ignore[type-arg]
@@ -35,6 +36,16 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader that keeps line numbers and refuses duplicate keys; it never builds anything but plain data."""
 
     path = ""
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> Any:
+        """As PyYAML does it, with few aliases: nested in each other, a screenful of them stands for more values than any memory holds."""
+        if self.check_event(yaml.AliasEvent):
+            self.aliases += 1
+            if self.aliases > MAX_ALIASES:
+                line = self.peek_event().start_mark.line + 1
+                raise UserError(f"{self.path}:{line}: more than {MAX_ALIASES} aliases (*name); write the values out")
+        return super().compose_node(parent, index)
 
     def construct_yaml_map(self, node: yaml.MappingNode) -> Any:  # a generator, as PyYAML expects of containers
         mapping = YamlMap()

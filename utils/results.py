@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 
 from utils.detections import Detections
 from utils.errors import UserError
+
+LARGEST = 1e9  # pixels: what is larger is no box, and may not even fit a number of the machine
 
 
 def label_rows(found: Detections, width: int, height: int, scores: bool) -> str:
@@ -80,7 +81,7 @@ def _read_list(path: str | Path) -> list[dict[str, object]]:
         raise UserError(f"{path}: no such file") from None
     except (IsADirectoryError, UnicodeDecodeError):
         raise UserError(f"{path}: is not a text file; a COCO results JSON was expected") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: is not readable as JSON ({error})") from None
     if not isinstance(rows, list):
@@ -105,12 +106,12 @@ def _checked(row: object, where: str, classes: int, single_class: bool) -> tuple
     if not isinstance(row["image_id"], (int, str)):
         raise UserError(f"{where}: image_id is {row['image_id']!r}; the stem of a file name was expected")
     key = row["image_id"]
-    key = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() else key
+    key = int(key) if isinstance(key, str) and len(key) < 256 and key.isascii() and key.isdigit() else key
     return key, 0 if single_class else cls, [box[0], box[1], box[0] + box[2], box[1] + box[3]], score
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _detections(items: Sequence[tuple[float, int, list[float]]]) -> Detections:
