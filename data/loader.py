@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,11 +202,18 @@ def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, 
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin,
-        worker_init_fn=single_thread,
+        worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=context if workers else None,
     )
+
+
+def start_worker(_: int) -> None:
+    """What a process that draws pictures begins with: a terminal's Ctrl-C reaches it too, but the main process decides, which saves first."""
+    single_thread()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by this the main process ends a worker that does not end by itself
 
 
 def single_thread(_: int = 0) -> None:

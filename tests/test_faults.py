@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,6 +254,27 @@ def test_spawned_workers_draw_what_no_workers_draw(flags: list[str], whole: Path
     assert (tmp_path / "exp" / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
+@pytest.mark.parametrize(("sign", "code", "how"), [(signal.SIGINT, 130, []), (signal.SIGINT, 130, ["-c", START])], ids=["fork", "spawn"])
+def test_ctrl_c_reaches_all_processes_of_a_run_and_it_is_saved(sign: int, code: int, how: list[str], flags: list[str], tmp_path: Path) -> None:
+    """A terminal sends Ctrl-C to the workers too: they must go on until the main process has saved, and end with it."""
+    command = [sys.executable, *how, "train.py", *flags, "--project", str(tmp_path), "--epochs", "500", "--workers", "2", "--noval", "--nosave"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"2/500" not in seen:
+            piece = os.read(process.stderr.fileno(), 65536)
+            assert piece, seen.decode()
+            seen += piece
+        os.killpg(process.pid, sign)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == code and b"go on with --resume" in rest, rest.decode()
+    assert load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")["progress"]["epoch"] >= 1
+    with pytest.raises(ProcessLookupError):  # multiprocessing's own bookkeeper may take a moment longer
+        for _ in range(200):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
 # ---------------------------------------------------------------------------------------------- surroundings
 
 SEALED = """
@@ -434,3 +456,17 @@ def test_a_few_bytes_that_pose_as_many_elements_are_refused(tensor: torch.Tensor
     torch.save({"format": "ls-yolo", "version": 1, "ema": {"a": tensor}}, path)
     with pytest.raises(UserError, match="ema.a has more elements than the file holds"):
         load_checkpoint(path)
+
+
+def test_a_tensor_where_a_word_was_expected_is_not_spelt_out(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save({"a": torch.rand(50, 50)}, buffer)
+    path = tmp_path / "x.pt"
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            # The dict as the identifier of a storage: a whole tensor would stand in the message.
+            new.writestr(name, content[:-1] + b"Q." if name.endswith("data.pkl") else content)
+    with pytest.raises(UserError) as found:
+        load_foreign(path)
+    assert "\n" not in str(found.value) and len(str(found.value)) < 600

@@ -110,13 +110,18 @@ def read_torch_file(path: str | Path) -> Any:
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: {_why_not_zip(path, error)}") from None
     except _Malformed as error:
-        raise UserError(f"{path}: {error}; nothing in the file was run") from None
+        raise UserError(f"{path}: {_one_line(error)}; nothing in the file was run") from None
     # NotImplementedError: a zip feature such as an unknown compression; RuntimeError: an encrypted member.
     # OSError: a directory that points before the file's start.
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error, EOFError, RuntimeError, OSError) as error:
         if exit_code(error) == ENVIRONMENT:
             raise
-        raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__}: {error}); nothing in the file was run") from None
+        raise UserError(f"{path}: not readable as a checkpoint ({type(error).__name__}: {_one_line(error)}); nothing in the file was run") from None
+
+
+def _one_line(error: Exception) -> str:
+    """The message, which may quote what the file holds, a whole tensor even, in one line of bearable length."""
+    return " ".join(str(error).split())[:300]
 
 
 def _why_not_zip(path: Path, error: zipfile.BadZipFile) -> str:
