@@ -127,6 +127,8 @@ def decode_image(data: bytes, path: str | Path, header: Header | None = None) ->
     """Encoded bytes -> RGB uint8 (H, W, 3). Raises UserError naming `path` when they are broken."""
     header = header or read_header(data, path)
     if header.bits > 8:
+        if header.format == "PNG" and not is_complete(data):  # OpenCV believes in a chunk of any length, and takes memory and time for it
+            raise UserError(f"{path}: the image is damaged (a checksum is wrong, or its end is missing)")
         image = _stretch(_decode_fast(data, path, cv2.IMREAD_UNCHANGED))
     elif header.format in ("JPEG", "MPO", "PNG") and header.mode in ("RGB", "L") and is_complete(data):
         image = _decode_fast(data, path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)

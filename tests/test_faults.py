@@ -17,13 +17,15 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
 import train
 from data.dataset import list_images, load_data, load_split, scan, shared_images
 from data.formats import read_coco
-from data.images import read_image
+from data.images import decode_image, read_image
 from models.builder import load_config
 from models.foreign import load_foreign
 from tests.conftest import ROOT, make_dataset
@@ -470,3 +472,14 @@ def test_a_tensor_where_a_word_was_expected_is_not_spelt_out(tmp_path: Path) -> 
     with pytest.raises(UserError) as found:
         load_foreign(path)
     assert "\n" not in str(found.value) and len(str(found.value)) < 600
+
+
+def test_a_16_bit_png_that_announces_a_giant_chunk(tmp_path: Path) -> None:
+    image = np.arange(20 * 12 * 3, dtype=np.uint16).reshape(12, 20, 3)
+    data = bytearray(cv2.imencode(".png", image)[1].tobytes())
+    assert decode_image(bytes(data), "x").shape == (12, 20, 3)
+    data[33:37] = (2**32 - 129).to_bytes(4, "big")  # the length of the chunk behind the header
+    start = time.monotonic()
+    with pytest.raises(UserError, match="damaged"):
+        decode_image(bytes(data), "x")
+    assert time.monotonic() - start < 1
