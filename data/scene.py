@@ -335,15 +335,24 @@ def _box(outline: np.ndarray) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
+def filled(outline: np.ndarray, window: Window) -> np.ndarray:
+    """Mask (h, w) uint8, 255 inside the outline (k, 2), of `window`: drawn whole and then cut, since OpenCV rounds what it clips differently."""
+    left, top, width, height = window
+    low = np.minimum(outline.min(0), (left, top))
+    high = np.maximum(outline.max(0) + 1, (left + width, top + height))
+    canvas = np.zeros((int(high[1] - low[1]), int(high[0] - low[0])), np.uint8)
+    cv2.fillPoly(canvas, [outline - low], 255)
+    x, y = left - int(low[0]), top - int(low[1])
+    return canvas[y : y + height, x : x + width]
+
+
 def visible_box(slide: Slide, width: int, height: int) -> tuple[int, int, int, int] | None:
     """Box of the part of a landslide that lies in a width x height scene, right and bottom exclusive; None where nothing does."""
     left, top, right, bottom = slide.box
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if right <= left or bottom <= top:
         return None
-    seen = np.zeros((bottom - top, right - left), np.uint8)
-    cv2.fillPoly(seen, [slide.outline - (left, top)], 1)
-    x, y, w, h = cv2.boundingRect(seen)
+    x, y, w, h = cv2.boundingRect(filled(slide.outline, (left, top, right - left, bottom - top)))
     return (left + x, top + y, left + x + w, top + y + h) if w and h else None
 
 

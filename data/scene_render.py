@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from data.noise import Window, crowns
-from data.scene import CROPS, House, Line, Patch, Scene, Slide
+from data.scene import CROPS, House, Line, Patch, Scene, Slide, filled
 
 # The widest reach of any blur below, so that a block drawn alone equals its part of the whole scene.
 MARGIN = 16
@@ -211,8 +211,7 @@ def _draw_patch(scene: Scene, ground: np.ndarray, open_ground: np.ndarray, patch
     rows, columns, local = _local(patch.outline, 8, window)
     if local[2] <= 0 or local[3] <= 0:
         return
-    shape = np.zeros((local[3], local[2]), np.uint8)
-    cv2.fillPoly(shape, [patch.outline - local[:2]], 255)
+    shape = filled(patch.outline, local)
     alpha = cv2.GaussianBlur(shape, (0, 0), 1.2).astype(np.float32) / 255
     texture = 1 + 0.25 * scene.noise.fractal(local, 16, 5, 71, gain=0.7)
     if patch.benches:
@@ -231,8 +230,7 @@ def _draw_slide(
     rows, columns, local = _local(slide.outline, 12, window)
     if local[2] <= 0 or local[3] <= 0:
         return
-    shape = np.zeros((local[3], local[2]), np.uint8)
-    cv2.fillPoly(shape, [slide.outline - local[:2]], 255)
+    shape = filled(slide.outline, local)
     np.maximum(mask[rows, columns], shape, out=mask[rows, columns])
     level[rows, columns] &= ~shape
     edge = cv2.GaussianBlur(shape, (0, 0), 0.8).astype(np.float32) / 255

@@ -82,7 +82,7 @@ def write_scene(out: Path, seed: int, kind: Kind, number: int, size: tuple[int, 
     image, mask, scene = make_scene(seed, kind, number, size)
     if kind == "southwest":
         name = f"{number // 5 + 1}_{number % 5 + 1}"
-        _write(out / "southwest" / f"{name}.jpg", image[..., ::-1], _JPEG)
+        _write(out / "southwest" / f"{name}.jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _JPEG)
         height, width = mask.shape
         boxes = [box for slide in scene.slides if (box := visible_box(slide, width, height)) is not None]
         text = write_voc(f"{name}.jpg", width, height, [VocObject("slide", box) for box in boxes])
@@ -90,13 +90,13 @@ def write_scene(out: Path, seed: int, kind: Kind, number: int, size: tuple[int, 
     elif kind == "bijie":
         name = f"bj{number + 1:03d}.png"
         _write(out / "bijie/landslide/mask" / name, mask, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-        _write(out / "bijie/landslide/image" / name, image[..., ::-1], _PNG)
+        _write(out / "bijie/landslide/image" / name, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _PNG)
     else:
-        _write(out / "bijie/non-landslide/image" / f"neg{number + 1:04d}.png", image[..., ::-1], _PNG)
+        _write(out / "bijie/non-landslide/image" / f"neg{number + 1:04d}.png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), _PNG)
 
 
 def _write(path: Path, image: np.ndarray, options: list[int]) -> None:
-    done, data = cv2.imencode(path.suffix, np.ascontiguousarray(image), options)
+    done, data = cv2.imencode(path.suffix, image, options)
     if not done:
         raise EnvironmentFault(f"{path}: the image could not be encoded")
     replace_file(path, data.tobytes())

@@ -37,6 +37,12 @@ def test_a_scene_depends_on_seed_and_number_alone(kind: str) -> None:
     assert (make_scene(4, kind, 8, (160, 128))[0] != first[0]).any() and (make_scene(5, kind, 7, (160, 128))[0] != first[0]).any()  # type: ignore[arg-type]
 
 
+def whole_and_cut(outline: np.ndarray) -> np.ndarray:
+    """An outline on 256 x 224 pixels with so much room around that nothing is clipped while it is drawn."""
+    room = 1000
+    return cv2.fillPoly(np.zeros((224 + 2 * room, 256 + 2 * room), np.uint8), [outline + room], 255)[room : room + 224, room : room + 256]
+
+
 @pytest.mark.parametrize("number", range(12))
 def test_masks_are_the_landslides(number: int) -> None:
     for kind in ("bijie", "southwest"):
@@ -44,13 +50,13 @@ def test_masks_are_the_landslides(number: int) -> None:
         assert scene.slides and set(np.unique(mask)) == {0, 255} and image.std() > 5
         drawn = np.zeros_like(mask)
         for slide in scene.slides:
-            cv2.fillPoly(drawn, [slide.outline], 255)
+            drawn |= whole_and_cut(slide.outline)
         assert (drawn == mask).all()
         # Landslides never touch: each that lies wholly inside is a region of its own, with the box of the plan.
         labels, _ = labels_from_mask(mask, 0)
         regions = {tuple(row) for row in np.round(labels.boxes * (256, 224, 256, 224)).astype(int).tolist()}
         for slide in scene.slides:
-            alone = cv2.fillPoly(np.zeros_like(mask), [slide.outline], 255)
+            alone = whole_and_cut(slide.outline)
             x, y, w, h = cv2.boundingRect(alone)
             assert visible_box(slide, 256, 224) == (x, y, x + w, y + h)
             assert slide.box in regions or slide.box != (x, y, x + w, y + h)
