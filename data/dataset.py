@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,12 +294,6 @@ def _beginning(path: Path) -> bytes:
 
 def _content(path: Path) -> bytes:
     return hashlib.sha256(path.read_bytes()).digest()
-
-
-def class_counts(samples: Iterable[Sample], classes: int) -> np.ndarray:
-    """Objects per class (classes,)."""
-    counts = Counter(int(cls) for sample in samples for cls in sample.labels.classes)
-    return np.array([counts[cls] for cls in range(classes)])
 
 
 class ImageStore:
