@@ -60,8 +60,8 @@ from data.images import SUFFIXES, read_image, write_image  # noqa: E402
 from data.loader import single_thread  # noqa: E402
 from data.plan import letterbox  # noqa: E402
 from data.render import render  # noqa: E402
+from models.detector import Detector  # noqa: E402
 from models.weights import LoadedModel, load_weights  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
 from utils.detections import Detections  # noqa: E402
 from utils.draw import draw_detections  # noqa: E402
 from utils.errors import USER, UserError  # noqa: E402
@@ -191,7 +191,7 @@ def batches(images: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
 
 
 @torch.inference_mode()
-def detect(model: DetectionModel, batch: Sequence[Loaded], options: Options, times: Times) -> list[Detections]:
+def detect(model: Detector, batch: Sequence[Loaded], options: Options, times: Times) -> list[Detections]:
     """What the model finds in each image of a batch, in that image's own pixels."""
     start = time.perf_counter()
     parameter = next(model.parameters())
@@ -207,7 +207,7 @@ def detect(model: DetectionModel, batch: Sequence[Loaded], options: Options, tim
     return result
 
 
-def prepare(loaded: LoadedModel, device: torch.device, half: bool) -> DetectionModel:
+def prepare(loaded: LoadedModel, device: torch.device, half: bool) -> Detector:
     """The model fused and laid out for speed."""
     model = loaded.model.fuse().to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
     return model.half() if half and device.type == "cuda" else model
@@ -261,7 +261,7 @@ def closing_line(outcome: Outcome, names: Sequence[str], folder: Path) -> str:
     )
 
 
-def run_detection(model: DetectionModel, names: Sequence[str], targets: Sequence[Target], imgsz: int, folder: Path, options: Options) -> Outcome:
+def run_detection(model: Detector, names: Sequence[str], targets: Sequence[Target], imgsz: int, folder: Path, options: Options) -> Outcome:
     """Detect in all targets, writing as it goes; what cannot be read is skipped and kept in the outcome."""
     outcome, size = Outcome(), options.batch_size or (1 if next(model.parameters()).device.type == "cpu" else 8)
     tables: list[tuple[Target, Detections]] = []

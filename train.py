@@ -71,13 +71,14 @@ from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data
 from data.images import write_image  # noqa: E402
 from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
 from models.builder import load_config  # noqa: E402
+from models.detector import Detector  # noqa: E402
 from models.weights import load_weights, model_from_checkpoint  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.anchors import best_possible_recall, fit_anchors  # noqa: E402
 from utils.boxes import cxcywh_to_xyxy  # noqa: E402
 from utils.checkpoint import TEMPORARY, load_checkpoint, save_checkpoint  # noqa: E402
 from utils.ema import EMA  # noqa: E402
-from utils.loss import LossSettings, detection_loss, loss_settings  # noqa: E402
+from utils.loss import LossSettings, loss_settings  # noqa: E402
 from utils.metrics import Report  # noqa: E402
 from utils.optim import Schedule, make_optimizer, set_rates  # noqa: E402
 from utils.plots import mosaic, plot_labels, plot_results  # noqa: E402
@@ -123,8 +124,8 @@ class Run:
     samples: list[Sample]
     val_samples: list[Sample]
     data: dict[str, str]  # fingerprints of the two
-    model: DetectionModel
-    ema: EMA[DetectionModel]
+    model: Detector
+    ema: EMA[Detector]
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     loss: LossSettings
@@ -201,7 +202,7 @@ def prepare(options: Options) -> Run:
     model = model_from_checkpoint(content, str(options.resume), "weights") if content else new_model(options, len(names))
     if options.imgsz % model.stride:
         raise UserError(f"--imgsz {options.imgsz}: a multiple of {model.stride}, the model's largest stride, is needed")
-    if content is None and not options.noautoanchor:
+    if content is None and not options.noautoanchor and isinstance(model, DetectionModel):
         check_anchors(model, samples, options, hyp)
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     freeze_layers(model, options.freeze)
@@ -212,7 +213,7 @@ def prepare(options: Options) -> Run:
         *(options, hyp, folder, device, spec, names, samples, val_samples, data, model, EMA(model)),
         optimizer=make_optimizer(model, options.optimizer, hyp, schedule.weight_decay),
         schedule=schedule,
-        loss=loss_settings(hyp, len(names), len(model.strides), options.imgsz, options.label_smoothing),
+        loss=loss_settings(hyp, len(names), model.levels, options.imgsz, options.label_smoothing),
         amp=amp,
         scaler=torch.amp.GradScaler(device.type, enabled=amp is torch.float16),
         progress=Progress(),
@@ -292,7 +293,7 @@ def newest_run(project: Path) -> Path:
     return found[-1]
 
 
-def new_model(options: Options, nc: int) -> DetectionModel:
+def new_model(options: Options, nc: int) -> Detector:
     """The model of --cfg or --weights for `nc` classes; tensors that fit are taken over from --weights."""
     if options.weights is None:
         return DetectionModel(load_config(options.cfg or "models/ls-yolo.yaml", nc))
@@ -328,7 +329,7 @@ def check_anchors(model: DetectionModel, samples: Sequence[Sample], options: Opt
     print(f"anchors: best possible recall {before:.4f}, refitted {after:.4f}, {'new anchors taken' if after > before else 'kept'}")
 
 
-def freeze_layers(model: DetectionModel, layers: Sequence[int]) -> None:
+def freeze_layers(model: Detector, layers: Sequence[int]) -> None:
     """Exclude layers from training: [N] the first N, several numbers just those."""
     frozen = range(layers[0]) if len(layers) == 1 else layers
     tags = list(model.layers)
@@ -419,8 +420,8 @@ def forward_backward(run: Run, batch: Batch) -> list[float]:
         images = part.images.to(run.device, non_blocking=True).float().div_(255)
         targets = part.targets.to(run.device, non_blocking=True)
         with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
-            maps = run.model(images)
-        terms = detection_loss(maps, targets, run.model.anchors, run.model.strides, run.loss)
+            raw = run.model(images)
+        terms = run.model.loss(raw, targets, run.loss)
         if not math.isfinite(terms.total.item()):
             raise Diverged(bad_batch("the loss", run, batch))
         run.scaler.scale(terms.total).backward()

@@ -48,6 +48,7 @@ import math  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -58,14 +59,13 @@ from tqdm import tqdm  # noqa: E402
 from data.dataset import Sample, load_data, load_split  # noqa: E402
 from data.images import read_image, write_image  # noqa: E402
 from data.loader import Batch, evaluation_batches, single_thread, split_batch  # noqa: E402
+from models.detector import Detector  # noqa: E402
 from models.weights import load_weights  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.anchors import RawMap  # noqa: E402
 from utils.boxes import cxcywh_to_xyxy, transform  # noqa: E402
 from utils.complexity import complexity, frames_per_second, synchronize  # noqa: E402
 from utils.detections import Detections, Truth  # noqa: E402
 from utils.errors import EnvironmentFault, UserError  # noqa: E402
-from utils.loss import LossSettings, detection_loss  # noqa: E402
+from utils.loss import LossSettings  # noqa: E402
 from utils.metrics import COCO_CONFIDENCE, COCO_NMS_IOU, PAPER_CONFIDENCE, PAPER_NMS_IOU, Matches, Report, curve, match, score  # noqa: E402
 from utils.nms import nms, to_image  # noqa: E402
 from utils.plots import error_picture, mosaic, plot_curves  # noqa: E402
@@ -105,7 +105,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: DetectionModel,
+    model: Detector,
     batches: DataLoader[Batch],
     names: Sequence[str],
     device: torch.device,
@@ -133,7 +133,7 @@ def evaluate(
         while waiting:
             part = waiting.pop(0)
             try:
-                maps, predictions, marks = _forward(model, part, device, dtype)
+                raw, predictions, marks = _forward(model, part, device, dtype)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -144,7 +144,7 @@ def evaluate(
                 detections[view.index], coco_detections[view.index] = (to_image(found, view.matrix, view.width, view.height) for found in (deployed, coco))
             seconds += np.diff([clock, *marks, time.perf_counter()])
             if loss is not None:
-                terms = detection_loss(maps, part.targets.to(device), model.anchors, model.strides, loss)
+                terms = model.loss(raw, part.targets.to(device), loss)
                 losses += torch.stack([terms.box, terms.obj, terms.cls]) * len(part.views)
             clock = time.perf_counter()
         if len(pictured) < PICTURED:
@@ -156,15 +156,15 @@ def evaluate(
     return dataclasses.replace(result, times=times, losses=(box, obj, cls), pictured=tuple(pictured))
 
 
-def _forward(model: DetectionModel, batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[list[RawMap], Tensor, tuple[float, float]]:
-    """(raw maps, predictions, times when the images were there and when the model was done)."""
+def _forward(model: Detector, batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Any, Tensor, tuple[float, float]]:
+    """(raw output, predictions, times when the images were there and when the model was done)."""
     pixels = batch.images.to(device, non_blocking=True).to(dtype) / 255
     synchronize(device)
     loaded = time.perf_counter()
-    maps = model(pixels)
-    predictions = model.decode(maps)
+    raw = model(pixels)
+    predictions = model.decode(raw)
     synchronize(device)
-    return maps, predictions, (loaded, time.perf_counter())
+    return raw, predictions, (loaded, time.perf_counter())
 
 
 def halves(batch: Batch) -> list[Batch]:
@@ -306,7 +306,7 @@ def measure_weights(options: Options, names: Sequence[str], samples: Sequence[Sa
 
 
 @torch.inference_mode()
-def speed(model: DetectionModel, samples: Sequence[Sample], imgsz: int, options: Options) -> float:
+def speed(model: Detector, samples: Sequence[Sample], imgsz: int, options: Options) -> float:
     """Frames per second of forward, decoding and NMS for one real image, batch 1, warm, median."""
     parameter = next(model.parameters())
     (batch,) = evaluation_batches(samples[:1], imgsz, 1, model.stride, rect=False)

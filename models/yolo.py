@@ -34,10 +34,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from models.blocks import Conv  # noqa: E402
 from models.builder import IMAGE, ModelConfig, load_config, plan_layers  # noqa: E402
+from models.detector import Detector  # noqa: E402
 from utils.anchors import RawMap, decode  # noqa: E402
+from utils.loss import LossSettings, LossTerms, detection_loss  # noqa: E402
 
 
-class DetectionModel(nn.Module):
+class DetectionModel(Detector):
     """Images (B, C, H, W) in [0, 1], H and W multiples of the largest stride -> one RawMap per level."""
 
     anchors: Tensor  # (L, A, 2) in pixels
@@ -49,6 +51,7 @@ class DetectionModel(nn.Module):
         self.layers = nn.ModuleDict({spec.tag: spec.make() for spec in self.specs})
         strides = {spec.tag: spec.stride for spec in self.specs}
         self.strides = [int(strides[tag]) for tag in self.specs[-1].sources]
+        self.nc, self.stride, self.levels = config.nc, max(self.strides), len(self.strides)
         self.register_buffer("anchors", torch.tensor(config.anchors).view(len(config.anchors), -1, 2))
         self.head.init_bias(self.strides)  # type: ignore[operator]
         # A map is let go after the last layer that reads it.
@@ -59,16 +62,6 @@ class DetectionModel(nn.Module):
         """The last layer."""
         return self.layers[self.specs[-1].tag]
 
-    @property
-    def nc(self) -> int:
-        """Number of classes."""
-        return self.config.nc
-
-    @property
-    def stride(self) -> int:
-        """Largest stride: image sides must be multiples of it."""
-        return max(self.strides)
-
     def forward(self, images: Tensor) -> list[RawMap]:
         maps: dict[str, Tensor] = {IMAGE: images}
         for index, (spec, layer) in enumerate(zip(self.specs, self.layers.values(), strict=True)):
@@ -78,9 +71,13 @@ class DetectionModel(nn.Module):
                     maps.pop(tag, None)
         return maps[self.specs[-1].tag]  # type: ignore[return-value]
 
-    def decode(self, maps: Sequence[RawMap]) -> Tensor:
+    def loss(self, raw: Sequence[RawMap], targets: Tensor, settings: LossSettings) -> LossTerms:
+        """YOLOv5's loss: see utils/loss.py."""
+        return detection_loss(raw, targets, self.anchors, self.strides, settings)
+
+    def decode(self, raw: Sequence[RawMap]) -> Tensor:
         """Predictions (B, N, 5 + nc): cx, cy, w, h in input pixels, objectness, class probabilities."""
-        return decode(maps, self.anchors, self.strides)
+        return decode(raw, self.anchors, self.strides)
 
     def set_anchors(self, anchors: Tensor) -> None:
         """Take other anchors (L, A, 2) in pixels, in the model and in the configuration its checkpoints carry."""

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PACKAGES = ("models", "data", "utils", "benchmarks", "fuzz")
+PACKAGES = ("models", "data", "utils", "reproduction", "benchmarks", "fuzz")
 FILES = sorted([*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
 PROGRAM = [path for path in FILES if path.parent.name not in ("benchmarks", "fuzz")]
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
