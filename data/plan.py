@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -123,7 +125,7 @@ def _single_tile(sample: Sample, index: int, width: int, height: int) -> _Tile:
 
 def _mosaic_tiles(samples: Sequence[Sample], index: int, width: int, height: int, rng: np.random.Generator) -> list[_Tile]:
     """Four images around a random centre of a space twice the canvas; the requested one stands at the upper left."""
-    x, y = rng.uniform(0.5, 1.5, 2) * (width, height)
+    x, y = (rng.uniform(0.5, 1.5, 2) * (width, height)).tolist()
     tiles = []
     for corner, source in enumerate([index, *rng.integers(len(samples), size=3).tolist()]):
         sample = samples[source]
@@ -138,28 +140,28 @@ def _mosaic_tiles(samples: Sequence[Sample], index: int, width: int, height: int
 
 def _random_view(space: tuple[int, int], width: int, height: int, hyp: Hyp, rng: np.random.Generator) -> tuple[np.ndarray, float]:
     """(3x3 matrix space -> canvas, zoom): perspective, rotation and zoom about the middle, shear, shift, flips."""
-    p, angle, zoom, shear, shift, flip = (rng.uniform(-1, 1, n) for n in (2, 1, 1, 2, 2, 2))
-    z = max(1 + float(zoom[0]) * hyp.scale, 0.01)
-    a = math.radians(float(angle[0]) * hyp.degrees)
-    sx, sy = (math.tan(math.radians(float(s) * hyp.shear)) for s in shear)
+    px, py, angle, zoom, shear_x, shear_y, shift_x, shift_y, flip_x, flip_y = rng.uniform(-1, 1, 10).tolist()
+    z = max(1 + zoom * hyp.scale, 0.01)
+    a = math.radians(angle * hyp.degrees)
+    sx, sy = (math.tan(math.radians(s * hyp.shear)) for s in (shear_x, shear_y))
     cos, sin = z * math.cos(a), z * math.sin(a)
     centre = np.array([[1, 0, -space[0] / 2], [0, 1, -space[1] / 2], [0, 0, 1]])
-    perspective = np.array([[1, 0, 0], [0, 1, 0], [p[0] * hyp.perspective, p[1] * hyp.perspective, 1]])
+    perspective = np.array([[1, 0, 0], [0, 1, 0], [px * hyp.perspective, py * hyp.perspective, 1]])
     rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     slant = np.array([[1, sx, 0], [sy, 1, 0], [0, 0, 1]])
-    move = np.array([[1, 0, (0.5 + shift[0] * hyp.translate) * width], [0, 1, (0.5 + shift[1] * hyp.translate) * height], [0, 0, 1]])
+    move = np.array([[1, 0, (0.5 + shift_x * hyp.translate) * width], [0, 1, (0.5 + shift_y * hyp.translate) * height], [0, 0, 1]])
     view = move @ slant @ rotation @ perspective @ centre
     # uniform(-1, 1) < 2 p - 1 has probability p
-    if flip[0] < 2 * hyp.fliplr - 1:
+    if flip_x < 2 * hyp.fliplr - 1:
         view = np.array([[-1, 0, width], [0, 1, 0], [0, 0, 1.0]]) @ view
-    if flip[1] < 2 * hyp.flipud - 1:
+    if flip_y < 2 * hyp.flipud - 1:
         view = np.array([[1, 0, 0], [0, -1, height], [0, 0, 1.0]]) @ view
     return view, z
 
 
 def _aligned_layer(sample: Sample, tile: _Tile, view: np.ndarray, width: int, height: int) -> Layer | None:
     """The tile seen through a view without rotation; None where it is out of sight."""
-    zoom_x, shift_x, zoom_y, shift_y = view[0, 0], view[0, 2], view[1, 1], view[1, 2]
+    (zoom_x, _, shift_x), (_, zoom_y, shift_y), _ = view.tolist()
     x0, x1 = sorted((zoom_x * tile.clip[0] + shift_x, zoom_x * tile.clip[2] + shift_x))
     y0, y1 = sorted((zoom_y * tile.clip[1] + shift_y, zoom_y * tile.clip[3] + shift_y))
     # A pixel belongs to the tile that holds its centre, so that neighbours share an edge without gap or overlap.
@@ -209,7 +211,7 @@ def _warped_layer(sample: Sample, tile: _Tile, view: np.ndarray, width: int, hei
 
 def _pasted(samples: Sequence[Sample], layers: Sequence[Layer], zoom: float, width: int, height: int, share: float, rng: np.random.Generator) -> list[Layer]:
     """Objects of other images laid over the picture, along their polygon where it is known, else as boxes."""
-    taken = np.concatenate([np.zeros((0, 4)), *(layer_boxes(layer, samples[layer.source], width, height)[1] for layer in layers)])
+    taken = layer_boxes(layers, samples, width, height)[1]
     pasted: list[Layer] = []
     for _ in range(int((rng.random(len(taken)) < share).sum())):
         source = int(rng.integers(len(samples)))
@@ -248,16 +250,14 @@ def clip_polygon(points: np.ndarray, planes: np.ndarray) -> np.ndarray:
         if not len(points):
             break
         side = points @ plane[:2] + plane[2]
-        if (side >= 0).all():
+        inside = side >= 0
+        if inside.all():
             continue
-        kept = []
-        for i in range(len(points)):
-            here, before = side[i], side[i - 1]
-            if (here >= 0) != (before >= 0):
-                kept.append(points[i - 1] + (points[i] - points[i - 1]) * (before / (before - here)))
-            if here >= 0:
-                kept.append(points[i])
-        points = np.array(kept).reshape(-1, 2)
+        back = np.arange(-1, len(points) - 1)  # the point before each
+        crosses, start, before = inside != inside[back], points[back], side[back]
+        share = np.divide(before, before - side, out=np.zeros_like(side), where=crosses)
+        both = np.stack([start + (points - start) * share[:, None], points], 1)  # where the edge to each point crosses, and the point
+        points = both[np.stack([crosses, inside], 1)]
     return points
 
 
@@ -276,65 +276,88 @@ def _canvas_planes(to_canvas: np.ndarray, width: int, height: int) -> np.ndarray
     return np.stack([w - (0, 0, 1e-6), x, width * w - x, y, height * w - y])
 
 
-def layer_boxes(layer: Layer, sample: Sample, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """(indices of the objects in view, their xyxy boxes (n, 4) in canvas pixels, cut to what the layer shows)."""
-    chosen = np.arange(len(sample.labels)) if layer.objects is None else np.array(layer.objects)
-    size = np.array([sample.width, sample.height], np.float64)
-    full = sample.labels.boxes[chosen].astype(np.float64) * np.tile(size, 2)
-    if layer.aligned:
-        seen, whole = _aligned_boxes(layer, sample, chosen, full, size)
-    else:
-        seen, whole = _warped_boxes(layer, sample, chosen, full, size, width, height)
-    sides = seen[:, 2:] - seen[:, :2]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        aspect = np.maximum(sides[:, 0] / sides[:, 1], sides[:, 1] / sides[:, 0])
-        keep = (sides > MIN_SIDE).all(1) & (sides.prod(1) > MIN_SHARE * whole) & (aspect < MAX_ASPECT)
-    return chosen[keep], seen[keep]
-
-
-def _aligned_boxes(layer: Layer, sample: Sample, chosen: np.ndarray, full: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes in view, area of the whole boxes), both on the canvas, for an aligned layer."""
-    crop = np.array(layer.crop, np.float64)
-    seen = np.clip(full, np.tile(crop[:2], 2), np.tile(crop[2:], 2))
-    for row in np.flatnonzero((seen != full).any(1)):
-        polygon = sample.labels.polygons[chosen[row]]
-        if polygon is not None and (seen[row, 2:] > seen[row, :2]).all():
-            part = clip_polygon(polygon.astype(np.float64) * size, _rect_planes(layer.crop))
-            seen[row] = np.concatenate([part.min(0), part.max(0)]) if len(part) else 0
-    scale, shift = layer.matrix[[0, 1], [0, 1]], layer.matrix[:2, 2]
-    ends = (seen.reshape(-1, 2, 2) - shift) / scale
-    return np.concatenate([ends.min(1), ends.max(1)], 1), area(full) / abs(scale.prod())
-
-
-def _warped_boxes(
-    layer: Layer, sample: Sample, chosen: np.ndarray, full: np.ndarray, size: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same for a layer under rotation, shear or perspective: outlines are cut in the source, then moved."""
-    to_canvas = np.linalg.inv(layer.matrix)
-    planes = np.concatenate([_rect_planes(layer.view or layer.crop), _canvas_planes(to_canvas, width, height)])
-    seen, whole = np.zeros((len(chosen), 4)), np.ones(len(chosen))
-    for row, index in enumerate(chosen):
-        polygon = sample.labels.polygons[index]
-        points = _corners(full[row]) if polygon is None else polygon.astype(np.float64) * size
-        part, before = clip_polygon(points, planes), clip_polygon(points, planes[4:5])
-        if len(part) and len(before):
-            moved, unclipped = transform(to_canvas, part), transform(to_canvas, before)
-            seen[row] = np.concatenate([moved.min(0), moved.max(0)])
-            whole[row] = np.ptp(unclipped, 0).prod()
-    return seen, whole
-
-
 def draw_boxes(plan: Plan, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
     """(classes (n,), xyxy boxes (n, 4) in canvas pixels) of everything a plan shows."""
+    return layer_boxes([layer for stack in plan.stacks for layer in stack.layers], samples, plan.width, plan.height)
+
+
+def layer_boxes(layers: Sequence[Layer], samples: Sequence[Sample], width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """(classes (n,), xyxy boxes (n, 4) in canvas pixels) of the objects in view, layer by layer, each cut to what its layer shows."""
     classes, boxes = [np.zeros(0, np.int64)], [np.zeros((0, 4))]
-    for stack in plan.stacks:
-        for layer in stack.layers:
-            sample = samples[layer.source]
-            if len(sample.labels):
-                chosen, seen = layer_boxes(layer, sample, plan.width, plan.height)
-                classes.append(sample.labels.classes[chosen])
-                boxes.append(seen)
+    labelled = (layer for layer in layers if len(samples[layer.source].labels))
+    for aligned, group in groupby(labelled, lambda layer: layer.aligned):
+        objects = _objects(list(group), samples)
+        seen, whole = _aligned_boxes(objects) if aligned else _warped_boxes(objects, width, height)
+        w, h = seen[:, 2] - seen[:, 0], seen[:, 3] - seen[:, 1]
+        short, long = np.minimum(w, h), np.maximum(w, h)
+        keep = (short > MIN_SIDE) & (w * h > MIN_SHARE * whole) & (long < MAX_ASPECT * short)
+        classes.append(objects.classes[keep])
+        boxes.append(seen[keep])
     return np.concatenate(classes), np.concatenate(boxes)
+
+
+class _Objects(NamedTuple):
+    """Objects of several layers, one after the other."""
+
+    layers: list[Layer]
+    owner: np.ndarray  # (n,) position of each object's layer
+    classes: np.ndarray  # (n,)
+    full: np.ndarray  # (n, 4) xyxy in pixels of its source
+    sizes: np.ndarray  # (n, 4) width, height, width, height of its source
+    polygons: list[np.ndarray | None]
+
+
+def _objects(layers: list[Layer], samples: Sequence[Sample]) -> _Objects:
+    counts, classes, boxes, sizes = [], [], [], []
+    polygons: list[np.ndarray | None] = []
+    for layer in layers:
+        sample, labels = samples[layer.source], samples[layer.source].labels
+        chosen = slice(None) if layer.objects is None else list(layer.objects)
+        classes.append(labels.classes[chosen])
+        boxes.append(labels.boxes[chosen])
+        sizes.append((sample.width, sample.height, sample.width, sample.height))
+        counts.append(len(classes[-1]))
+        polygons += labels.polygons if layer.objects is None else [labels.polygons[i] for i in layer.objects]
+    owner = np.repeat(np.arange(len(layers)), counts)
+    by_object = np.array(sizes, np.float64)[owner]
+    return _Objects(layers, owner, np.concatenate(classes), np.concatenate(boxes).astype(np.float64) * by_object, by_object, polygons)
+
+
+def _aligned_boxes(objects: _Objects) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes in view, area of the whole boxes), both on the canvas, in aligned layers."""
+    rows = []
+    for layer in objects.layers:
+        (sx, _, tx), (_, sy, ty), _ = layer.matrix.tolist()
+        rows.append((*layer.crop[:2], *layer.crop[:2], *layer.crop[2:], *layer.crop[2:], sx, sy, sx, sy, tx, ty, tx, ty))
+    table = np.array(rows, np.float64)[objects.owner]
+    low, high, scale, shift = table[:, :4], table[:, 4:8], table[:, 8:12], table[:, 12:]
+    seen = np.minimum(np.maximum(objects.full, low), high)
+    for row in np.flatnonzero((seen != objects.full).any(1)):
+        polygon = objects.polygons[row]
+        if polygon is not None and (seen[row, 2:] > seen[row, :2]).all():
+            crop = objects.layers[objects.owner[row]].crop
+            part = clip_polygon(polygon.astype(np.float64) * objects.sizes[row, :2], _rect_planes(crop))
+            seen[row] = np.concatenate([part.min(0), part.max(0)]) if len(part) else 0
+    ends = (seen - shift) / scale
+    low, high = np.minimum(ends[:, :2], ends[:, 2:]), np.maximum(ends[:, :2], ends[:, 2:])
+    return np.concatenate([low, high], 1), area(objects.full) / abs(scale[:, 0] * scale[:, 1])
+
+
+def _warped_boxes(objects: _Objects, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same in layers under rotation, shear or perspective: outlines are cut in the source, then moved."""
+    seen, whole = np.zeros((len(objects.full), 4)), np.ones(len(objects.full))
+    for position, layer in enumerate(objects.layers):
+        to_canvas = np.linalg.inv(layer.matrix)
+        planes = np.concatenate([_rect_planes(layer.view or layer.crop), _canvas_planes(to_canvas, width, height)])
+        for row in np.flatnonzero(objects.owner == position):
+            polygon = objects.polygons[row]
+            points = _corners(objects.full[row]) if polygon is None else polygon.astype(np.float64) * objects.sizes[row, :2]
+            part, before = clip_polygon(points, planes), clip_polygon(points, planes[4:5])
+            if len(part) and len(before):
+                moved, unclipped = transform(to_canvas, part), transform(to_canvas, before)
+                seen[row] = np.concatenate([moved.min(0), moved.max(0)])
+                whole[row] = np.ptp(unclipped, 0).prod()
+    return seen, whole
 
 
 def describe(plan: Plan) -> str:
