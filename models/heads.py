@@ -36,9 +36,9 @@ class CoupledHead(nn.Module):
     def forward(self, *features: Tensor) -> list[RawMap]:
         maps = []
         for conv, feature in zip(self.m, features, strict=True):
-            y = conv(feature)
-            y = y.view(y.shape[0], self.anchors, 5 + self.nc, *y.shape[2:])
-            maps.append(RawMap(y[:, :, :4], y[:, :, 4], y[:, :, 5:]))
+            packed = conv(feature).permute(0, 2, 3, 1).unflatten(3, (self.anchors, 5 + self.nc))
+            y = packed.permute(0, 3, 4, 1, 2)
+            maps.append(RawMap(y[:, :, :4], y[:, :, 4], y[:, :, 5:], packed))
         return maps
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from utils.anchors import RawMap, best_possible_recall, best_ratio, decode, decode_box, fit_anchors
-from utils.assigner import assign
+from utils.assigner import Matches, assign
 from utils.boxes import area, ciou, clip, cxcywh_to_xyxy, intersection, iou, xyxy_to_cxcywh
 from utils.config import Hyp
 from utils.loss import detection_loss, loss_settings
@@ -66,11 +66,14 @@ def slow_assign(targets: Tensor, anchors: Tensor, height: int, width: int, ancho
 def test_assigner_equals_the_slow_one(seed: int, count: int, level: int) -> None:
     targets = random_targets(np.random.default_rng(seed), count, 4, 3)
     anchors, (height, width) = ANCHORS[level] / STRIDES[level], (192 // STRIDES[level], 256 // STRIDES[level])
-    m = assign(targets, anchors, height, width, 4.0)
+    m = assign(targets, torch.stack([anchors, anchors * 0 + 1e6]), [(height, width), (1, 1)], 4.0)
+    assert not m.valid[1].any()
+    m = Matches(*(part[0][m.valid[0]] for part in m))
     # several objects may share a cell: compare by object, recognised by its box
     size = torch.tensor([width, height])
     fast = set()
-    for image, a, y, x, box, cls in zip(*m, strict=True):
+    for _, image, a, y, x, anchor, box, cls in zip(*m, strict=True):
+        assert torch.equal(anchor, anchors[a])
         centre = (box[:2] + torch.stack([x, y])) / size
         n = int(
             (
@@ -151,7 +154,7 @@ def test_loss_equals_the_slow_one(nc: int, smoothing: float, weights: tuple[floa
         targets = random_targets(np.random.default_rng(seed), 5, 2, nc)
         maps = random_maps(seed, 2, nc, 128, 160)
         terms = detection_loss(maps, targets, ANCHORS, STRIDES, loss_settings(hyp, nc, 3, 320, smoothing))
-        expected = slow_loss([RawMap(*(t.detach() for t in raw)) for raw in maps], targets, hyp, nc, 320, smoothing)
+        expected = slow_loss([RawMap(*(t.detach() for t in raw[:3])) for raw in maps], targets, hyp, nc, 320, smoothing)
         assert [float(t) for t in terms[1:]] == pytest.approx(expected, rel=1e-4, abs=1e-6)
         assert float(terms.total) == pytest.approx(2 * sum(expected), rel=1e-4)
 
@@ -165,6 +168,31 @@ def test_loss_does_not_depend_on_the_order_of_targets() -> None:
         for i in range(4)
     ]
     assert np.ptp(losses) < 1e-6 * losses[0] + 1e-7
+
+
+def test_packed_logits_give_the_same_loss_and_gradient() -> None:
+    """The coupled head's maps are views of one tensor, whose gradient is put together by hand."""
+    targets, settings_ = random_targets(np.random.default_rng(1), 30, 2, 3), loss_settings(Hyp(), 3, 3, 96)
+    generator = torch.Generator().manual_seed(0)
+    gradients = []
+    together = [torch.randn(2, 96 // s, 96 // s, 3, 8, generator=generator).requires_grad_() for s in STRIDES]
+    for packed in (True, False):
+        views = [t.permute(0, 3, 4, 1, 2) for t in together]
+        maps = [RawMap(v[:, :, :4], v[:, :, 4], v[:, :, 5:], t if packed else None) for v, t in zip(views, together, strict=True)]
+        total = detection_loss(maps, targets, ANCHORS, STRIDES, settings_).total
+        gradients.append((total, *torch.autograd.grad(total, together)))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-8)
+
+
+def test_rows_of_padding_change_nothing() -> None:
+    """Targets of size 0 fill a batch up to a length that is compiled for."""
+    targets, maps, settings_ = random_targets(np.random.default_rng(1), 7, 2, 2), random_maps(0, 2, 2, 96, 96), loss_settings(Hyp(), 2, 3, 96)
+    parts = [detection_loss(maps, rows, ANCHORS, STRIDES, settings_) for rows in (targets, torch.cat([targets, torch.zeros(9, 6)]))]
+    parameters = [t for raw in maps for t in raw[:3]]
+    for one, other in zip(*(torch.autograd.grad(part.total, parameters) for part in parts), strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-9)
+    assert torch.allclose(parts[0].total, parts[1].total)
 
 
 def test_batch_without_objects_is_finite_and_only_objectness() -> None:
@@ -188,7 +216,7 @@ def test_any_number_of_levels_has_a_balance(levels: int) -> None:
 
 
 def test_decode_equals_cell_by_cell() -> None:
-    maps = [RawMap(*(t.detach() for t in raw)) for raw in random_maps(1, 2, 2, 64, 96)]
+    maps = [RawMap(*(t.detach() for t in raw[:3])) for raw in random_maps(1, 2, 2, 64, 96)]
     rows = []
     for raw, anchors, stride in zip(maps, ANCHORS, STRIDES, strict=True):
         for a in range(3):

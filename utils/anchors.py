@@ -16,6 +16,7 @@ class RawMap(NamedTuple):
     box: Tensor  # (B, A, 4, H, W): x, y, w, h before the sigmoid
     obj: Tensor  # (B, A, H, W)
     cls: Tensor  # (B, A, nc, H, W)
+    packed: Tensor | None = None  # (B, H, W, A, 5 + nc) where the three are views of it: box, objectness, classes
 
 
 def decode_box(logits: Tensor, cell: Tensor, anchor: Tensor) -> Tensor:

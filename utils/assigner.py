@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,37 +11,55 @@ from torch import Tensor
 
 
 class Matches(NamedTuple):
-    """n matched (object, anchor, cell) triples of one level."""
+    """All n = 5 A N candidate (object, anchor, cell) triples of each of L levels, and which of them are matches.
 
-    image: Tensor  # (n,) long: position in the batch
-    anchor: Tensor  # (n,) long
-    y: Tensor  # (n,) long: cell row
-    x: Tensor  # (n,) long: cell column
-    box: Tensor  # (n, 4) cxcywh in cells, the centre counted from the cell's corner
-    cls: Tensor  # (n,) long
-
-
-def assign(targets: Tensor, anchors: Tensor, height: int, width: int, anchor_t: float) -> Matches:
-    """Match the objects of a batch with one level.
-
-    targets (N, 6): [image, class, cx, cy, w, h], the box in shares of the image. anchors (A, 2) in cells of this level, whose map is
-    height x width cells. An anchor matches where no side ratio reaches `anchor_t`; beside the cell that holds the centre, the
-    two neighbours nearest to it match too (those on the side of the centre's half, where they exist).
+    The number of candidates follows from the number of objects alone: nothing waits for a GPU to count, and nothing is compiled anew.
     """
-    size = targets.new_tensor([width, height])
-    centre, wh = targets[:, 2:4] * size, targets[:, 4:6] * size
-    ratio = wh[:, None] / anchors[None]
-    fits = torch.maximum(ratio, 1 / ratio).amax(2) < anchor_t  # (N, A)
+
+    valid: Tensor  # (L, n) bool: a match; what the other rows hold has no meaning, but is finite and inside the map
+    image: Tensor  # (L, n) long: position in the batch
+    number: Tensor  # (L, n) long: which of the level's anchors
+    y: Tensor  # (L, n) long: cell row
+    x: Tensor  # (L, n) long: cell column
+    anchor: Tensor  # (L, n, 2) the anchor's size in cells
+    box: Tensor  # (L, n, 4) cxcywh in cells, the centre counted from the cell's corner
+    cls: Tensor  # (L, n) long
+
+
+def assign(targets: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], anchor_t: float) -> Matches:
+    """Match the objects of a batch with every level.
+
+    targets (N, 6): [image, class, cx, cy, w, h], the box in shares of the image; rows of size 0 match nothing. anchors (L, A, 2) in cells of
+    their level; shapes: height, width of each level's map. An anchor matches where no side ratio reaches `anchor_t`; beside the
+    cell that holds the centre, the two neighbours nearest to it match too (those on the side of the centre's half, where they exist).
+    """
+    size = _constant(tuple((float(width), float(height)) for height, width in shapes), targets.device)[:, None]  # (L, 1, 2)
+    centre, wh = targets[:, 2:4] * size, targets[:, 4:6] * size  # (L, N, 2)
+    ratio = wh[:, :, None] / anchors[:, None]
+    fits = torch.maximum(ratio, 1 / ratio).amax(3) < anchor_t  # (L, N, A)
 
     # A neighbour takes part where the centre lies in the nearer half of its cell and the neighbour is inside the map.
     to_far_edge = size - centre
-    near = (centre % 1 < 0.5) & (centre > 1)  # (N, 2): left, up
-    far = (to_far_edge % 1 < 0.5) & (to_far_edge > 1)  # (N, 2): right, down
-    taken = torch.cat([torch.ones_like(near[:, :1]), near, far], 1)  # (N, 5)
-    step = targets.new_tensor([[0, 0], [-0.5, 0], [0, -0.5], [0.5, 0], [0, 0.5]])
+    near = (centre % 1 < 0.5) & (centre > 1)  # (L, N, 2): left, up
+    far = (to_far_edge % 1 < 0.5) & (to_far_edge > 1)  # (L, N, 2): right, down
+    taken = torch.cat([torch.ones_like(near[..., :1]), near, far], 2)  # (L, N, 5)
+    step = _constant(((0.0, 0.0), (-0.5, 0.0), (0.0, -0.5), (0.5, 0.0), (0.0, 0.5)), targets.device)
+    cell = torch.minimum((centre[:, :, None] + step).floor().clamp(min=0), size[:, :, None] - 1)  # (L, N, 5, 2)
+    box = torch.cat([centre[:, :, None] - cell, wh[:, :, None].expand_as(cell)], 3)
 
-    obj, anchor, side = (fits[:, :, None] & taken[:, None, :]).nonzero(as_tuple=True)
-    cell = (centre[obj] + step[side]).floor()
-    x, y = cell[:, 0].long().clamp(0, width - 1), cell[:, 1].long().clamp(0, height - 1)
-    offset = centre[obj] - torch.stack([x, y], 1)
-    return Matches(targets[obj, 0].long(), anchor, y, x, torch.cat([offset, wh[obj]], 1), targets[obj, 1].long())
+    shape = (len(shapes), len(targets), anchors.shape[1], 5)
+
+    def rows(values: Tensor) -> Tensor:
+        return values.expand(*shape, *values.shape[4:]).flatten(1, 3)
+
+    image, cls = (targets[:, column].long()[:, None, None] for column in (0, 1))
+    number = torch.arange(shape[2], device=targets.device)[:, None]
+    x, y = cell.long()[:, :, None].unbind(4)
+    return Matches(rows(fits[..., None] & taken[:, :, None]), *map(rows, (image, number, y, x, anchors[:, None, :, None], box[:, :, None], cls)))
+
+
+@functools.lru_cache(maxsize=64)
+def _constant(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """A small table on the device, sent there once: each sending would wait for all that the device has yet to do."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from utils.anchors import RawMap, decode_box
-from utils.assigner import Matches, assign
+from utils.assigner import assign
 from utils.boxes import ciou
 from utils.config import Hyp
 
@@ -62,50 +62,73 @@ def detection_loss(maps: Sequence[RawMap], targets: Tensor, anchors: Tensor, str
 
     A batch without objects has only an objectness term. Computed in float32 whatever the logits are.
     """
-    zero = maps[0].obj.new_zeros((), dtype=torch.float32)
-    box, obj, cls = zero, zero, zero
-    for raw, anchor_px, stride, balance in zip(maps, anchors, strides, settings.balance, strict=True):
-        anchor = anchor_px.to(targets) / stride
-        height, width = raw.obj.shape[2:]
-        m = assign(targets, anchor, height, width, settings.anchor_t)
-        wanted = torch.zeros(raw.obj.shape, device=raw.obj.device)
-        if len(m.image):
-            overlap = ciou(_matched_boxes(raw, m, anchor), m.box)
-            box = box + (1 - overlap).mean()
-            _raise_to(wanted, m, overlap.detach().clamp(min=0))
-            if raw.cls.shape[2] > 1:
-                cls = cls + _class_loss(raw.cls[m.image, m.anchor, :, m.y, m.x].float(), m.cls, settings)
-        obj = obj + balance * _bce(raw.obj.float(), wanted, settings.obj_pw, settings.fl_gamma)
+    levels = torch.stack([level.to(targets) / stride for level, stride in zip(anchors, strides, strict=True)])
+    m = assign(targets, levels, [(raw.obj.shape[2], raw.obj.shape[3]) for raw in maps], settings.anchor_t)
+    rows, objs = zip(*(_take(raw, *index) for raw, *index in zip(maps, m.image, m.y, m.x, m.number, strict=True)), strict=True)
+    logits = torch.stack(rows).float()  # (L, n, 4 + nc)
+    matched = m.valid.sum(1).clamp(min=1)
+    overlap = ciou(decode_box(logits[..., :4], logits.new_zeros(2), m.anchor), m.box)
+    box = (torch.where(m.valid, 1 - overlap, 0).sum(1) / matched).sum()
+    cls = box.new_zeros(())
+    if logits.shape[2] > 5:
+        cls = (torch.where(m.valid, _class_loss(logits[..., 4:], m.cls, settings), 0).sum(1) / matched).sum()
+    best = torch.where(m.valid, overlap.detach(), 0).clamp(min=0)
+    obj = box.new_zeros(())
+    for level, (logit, balance) in enumerate(zip(objs, settings.balance, strict=True)):
+        wanted = _wanted(logit.shape, m.image[level], m.y[level], m.x[level], m.number[level], best[level])
+        obj = obj + balance * _bce(logit.float(), wanted, settings.obj_pw, settings.fl_gamma, "sum") / logit.numel()
     box, obj, cls = box * settings.box_gain, obj * settings.obj_gain, cls * settings.cls_gain
     return LossTerms((box + obj + cls) * maps[0].obj.shape[0], box.detach(), obj.detach(), cls.detach())
 
 
-def _matched_boxes(raw: RawMap, m: Matches, anchor: Tensor) -> Tensor:
-    """Predicted boxes (n, 4) of the matched cells, in cells from the cell's corner."""
-    logits = raw.box[m.image, m.anchor, :, m.y, m.x].float()
-    return decode_box(logits, logits.new_zeros(1, 2), anchor[m.anchor])
+def _take(raw: RawMap, *index: Tensor) -> tuple[Tensor, Tensor]:
+    """(box and class logits (n, 4 + nc) of the cells [image, y, x, anchor], objectness logits (B, H, W, A) of all)."""
+    if raw.packed is not None:
+        rows, obj = _TakePacked.apply(raw.packed, *index)
+        return torch.cat([rows[:, :4], rows[:, 5:]], 1), obj
+    box, cls = (part.permute(0, 3, 4, 1, 2)[index] for part in (raw.box, raw.cls))  # in the order in which channels_last lies in memory
+    return torch.cat([box, cls], 1), raw.obj.permute(0, 2, 3, 1)
 
 
-def _raise_to(wanted: Tensor, m: Matches, overlap: Tensor) -> None:
-    """Set each matched cell's objectness target to the best overlap of the objects matched there, in any order."""
-    _, anchors, height, width = wanted.shape
-    cell = ((m.image * anchors + m.anchor) * height + m.y) * width + m.x
-    wanted.view(-1).scatter_reduce_(0, cell, overlap, "amax")
+class _TakePacked(torch.autograd.Function):
+    """(rows (n, 5 + nc), objectness (B, H, W, A)) of packed logits (B, H, W, A, 5 + nc), with one gradient map for both instead of one each."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, *index: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*index)
+        ctx.shape = packed.shape
+        return packed[index], packed[..., 4].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, obj = grads  # the rows' own objectness is not used, its gradient is 0
+        grad = rows.new_zeros(ctx.shape)
+        grad[..., 4] = obj
+        return grad.index_put_(ctx.saved_tensors, rows, accumulate=True), None, None, None, None
+
+
+def _wanted(shape: torch.Size, image: Tensor, y: Tensor, x: Tensor, anchor: Tensor, overlap: Tensor) -> Tensor:
+    """Objectness targets (B, H, W, A): 0, and in a matched cell the best overlap of the objects matched there, in any order."""
+    _, height, width, anchors = shape
+    cell = ((image * height + y) * width + x) * anchors + anchor
+    return torch.zeros(shape, device=overlap.device).view(-1).scatter_reduce_(0, cell, overlap, "amax").view(shape)
 
 
 def _class_loss(logits: Tensor, cls: Tensor, settings: LossSettings) -> Tensor:
+    """(...,) for logits (..., nc) and classes (...,)."""
     half = settings.label_smoothing / 2
-    wanted = torch.full_like(logits, half).scatter_(1, cls[:, None], 1 - half)
-    return _bce(logits, wanted, settings.cls_pw, settings.fl_gamma)
+    wanted = torch.full_like(logits, half).scatter_(-1, cls[..., None], 1 - half)
+    return _bce(logits, wanted, settings.cls_pw, settings.fl_gamma, "none").mean(-1)
 
 
-def _bce(logits: Tensor, wanted: Tensor, positive_weight: float, gamma: float) -> Tensor:
-    """Mean binary cross-entropy; with gamma > 0 the focal loss (Lin et al., ICCV 2017, eq. 5, alpha 0.25)."""
-    weight = None if positive_weight == 1 else logits.new_tensor(positive_weight)
+def _bce(logits: Tensor, wanted: Tensor, positive_weight: float, gamma: float, reduction: str) -> Tensor:
+    """Binary cross-entropy of each value ('none') or their 'sum'; with gamma > 0 the focal loss (Lin et al., ICCV 2017, eq. 5, alpha 0.25)."""
+    weight = None if positive_weight == 1 else torch.full((), positive_weight, device=logits.device)
     if gamma == 0:
-        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight)
+        return F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction=reduction)
     loss = F.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="none")
     p = logits.sigmoid()
     off = (wanted * (1 - p) + (1 - wanted) * p) ** gamma
     alpha = wanted * 0.25 + (1 - wanted) * 0.75
-    return (loss * alpha * off).mean()
+    loss = loss * alpha * off
+    return loss.sum() if reduction == "sum" else loss
