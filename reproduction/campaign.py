@@ -1,0 +1,292 @@
+"""All runs of a campaign in one folder: done one after the other, each once, by as many processes as like to help.
+
+    OUT/campaign.json      what is to be run, under which settings; a start with others is refused
+    OUT/runs/<run>/        train.py's folder, record.json once the run is done, failed.txt with the reason where it failed
+    OUT/locks/<run>.lock   held by the process that does the run; the system frees it when that process ends, however it ends
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import os
+import platform
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from data.report import blind_scores
+from reproduction.job import Dataset, Job, do, epochs_done, is_done, jobs_of, open_dataset
+from reproduction.paper import STUDIES, Row, Study
+from reproduction.record import write_whole
+from reproduction.settings import Options, PlanOptions, check, chosen_rows, deciding, differences, shortened
+from utils.config import find_file
+from utils.errors import Terminated, UserError
+from utils.runtime import StopFlag
+
+CAMPAIGN, FAILED = "campaign.json", "failed.txt"
+STATES = ("done", "running", "missing", "failed")
+ADDED = ("paper_data: None ->", "fingerprints.paper: None ->")  # no change: the second dataset may come later
+WATCH = 0.2  # seconds between looks at the clock
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What is to be run."""
+
+    out: Path
+    study: Study
+    options: Options
+    settings: dict[str, Any]  # those that decide the results, and what of them is not the paper's
+    datasets: dict[str, Dataset]  # by split
+    jobs: tuple[Job, ...]  # of this call; other calls may have added more to the folder
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands."""
+
+    kind: str  # one of STATES
+    detail: str = ""
+
+
+class Stop(StopFlag):
+    """A wish to end: Ctrl-C, SIGTERM, or the time being up. The training under way is told, saves and raises; the loop over runs looks at `raised`.
+
+    train.py listens to signals only between its first and its last batch; a wish that comes before that is handed to it as soon as it does.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        super().__init__()
+        self.late = False
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Stop:
+        super().__enter__()
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._closed.set()
+        super().__exit__(*details)
+
+    def _watch(self) -> None:
+        told: object = None
+        while not self._closed.wait(WATCH):
+            if self._end is not None and time.monotonic() > self._end and not self.raised:
+                self.raised = self.late = True
+            listener = signal.getsignal(signal.SIGTERM)
+            if self.raised and listener not in (self._remember, told) and isinstance(getattr(listener, "__self__", None), StopFlag):
+                told = listener
+                _thread.interrupt_main(signal.SIGINT if self.interrupted else signal.SIGTERM)
+
+
+# ---------------------------------------------------------------------------------------------------- opening
+
+
+def existing(study: Study) -> dict[str, bool]:
+    """Row name -> whether its model YAML is there."""
+    return {row.name: find_file(row.cfg).is_file() for row in study.rows}
+
+
+def open_campaign(study: Study, options: Options) -> Campaign:
+    """Check settings and data, and enter them into OUT/campaign.json, or compare them with what stands there.
+
+    Raises UserError with the differences where they are no longer the campaign's, unless --allow-change is given.
+    """
+    check(options)
+    out = Path(options.out)
+    rows = chosen_rows(study, options.rows, existing(study))
+    paths = {"main": options.data} | ({"paper": options.paper_data} if options.paper_data else {})
+    datasets = {split: open_dataset(split, path, options, out) for split, path in paths.items()}
+    settings = deciding(options) | {"fingerprints": {split: data.fingerprints for split, data in datasets.items()}}
+    blind = {split: blind_scores(data.train_samples, data.samples) for split, data in datasets.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    with FileLock(out / "campaign.lock"):
+        old = read_campaign(out)
+        if old:
+            if not options.paper_data:  # the runs of an earlier call stay part of the campaign
+                settings["paper_data"] = old["settings"]["paper_data"]
+            settings["fingerprints"] = {**old["settings"]["fingerprints"], **settings["fingerprints"]}
+            compare(out, old, study, settings, options.allow_change)
+        plan = {
+            "study": study.name,
+            "rows": [row.name for row in study.rows if row in rows or row.name in old.get("rows", ())],
+            "seeds": sorted({*options.seeds, *old.get("seeds", ())}),
+            "splits": list({**dict.fromkeys(old.get("splits", ())), **datasets}),
+            "settings": settings,
+            "no_pixel_rule": {**old.get("no_pixel_rule", {}), **blind},
+        }
+        if plan != old:
+            write_whole(out / CAMPAIGN, (json.dumps(plan, indent=1, ensure_ascii=False) + "\n").encode())
+    jobs = jobs_of(rows, list(datasets), options.seeds)
+    return Campaign(out, study, options, settings | {"shortened": shortened(settings)}, datasets, tuple(jobs))
+
+
+def read_campaign(out: Path) -> dict[str, Any]:
+    """campaign.json; empty where there is none. Raises UserError where it is damaged."""
+    path = out / CAMPAIGN
+    if not path.is_file():
+        return {}
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); delete it and start the campaign again: finished runs are kept") from None
+    if not isinstance(plan, dict) or not {"study", "rows", "seeds", "splits", "settings"} <= set(plan) or plan["study"] not in STUDIES:
+        raise UserError(f"{path}: is not a campaign's file; choose another --out")
+    return plan
+
+
+def compare(out: Path, old: dict[str, Any], study: Study, settings: dict[str, Any], allow_change: bool) -> None:
+    """Raise UserError with all that is no longer as it was, or print it where changes are allowed."""
+    if old["study"] != study.name:
+        raise UserError(f"{out / CAMPAIGN}: this folder holds a campaign of kind {old['study']!r}; choose another --out")
+    changed = [line for line in differences(old["settings"], settings) if not line.startswith(ADDED)]
+    if changed and not allow_change:
+        lines = "".join(f"\n  {line}" for line in changed)
+        raise UserError(f"{out / CAMPAIGN}: these are not the settings of the campaign in this folder; choose another --out, or --allow-change:{lines}")
+    for line in changed:
+        print(f"changed: {line}")
+
+
+# ---------------------------------------------------------------------------------------------------- states
+
+
+def planned(out: Path) -> tuple[Study, list[Job]]:
+    """The study of a campaign's folder, and all runs that were ever asked for. Raises UserError where it holds no campaign."""
+    plan = read_campaign(out)
+    if not plan:
+        raise UserError(f"{out}: no {CAMPAIGN} in it; a campaign's folder was expected (--out)")
+    study = STUDIES[plan["study"]]
+    rows = [row for row in study.rows if row.name in plan["rows"]]
+    return study, jobs_of(rows, plan["splits"], plan["seeds"])
+
+
+def state_of(out: Path, job: Job) -> State:
+    """Whether a run is done, running (somewhere), missing or failed."""
+    folder = out / "runs" / job.name
+    if is_done(folder):
+        return State("done")
+    with claim(out, job) as mine:
+        if not mine:
+            return State("running", f"{progress(folder)}, {holder(out, job)}")
+    if (folder / FAILED).is_file():
+        return State("failed", (folder / FAILED).read_text(encoding="utf-8").strip())
+    return State("missing", progress(folder) if (folder / "weights" / "last.pt").is_file() else "")
+
+
+def progress(folder: Path) -> str:
+    """'3 epochs done'."""
+    return f"{epochs_done(folder)} epochs done"
+
+
+def holder(out: Path, job: Job) -> str:
+    """Who does a run, as that process wrote it down."""
+    try:
+        return (out / "locks" / f"{job.name}.txt").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "by another process"
+
+
+@contextmanager
+def claim(out: Path, job: Job, who: str = "") -> Iterator[bool]:
+    """Hold a run's lock inside; False where another process holds it. `who` is written down for the others."""
+    folder = out / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{job.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        if who:
+            write_whole(folder / f"{job.name}.txt", f"{who}\n".encode())
+        yield True
+    finally:
+        lock.release()
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+
+def run_campaign(campaign: Campaign, stop: Stop, action: Callable[..., object] = do) -> None:
+    """Do every run that is neither done, nor done elsewhere right now, nor has failed since this call began; a failed run of an earlier
+    call is tried again. Returns when nothing is left to begin, or when `stop` is raised.
+
+    Raises KeyboardInterrupt or Terminated, with the run saved, where a signal asked for the end.
+    """
+    out, device = campaign.out, campaign.options.device or "default device"
+    who = f"process {os.getpid()} on {platform.node()}, {device}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    untried = {job.name for job in campaign.jobs}
+    failed = {name for name in untried if (out / "runs" / name / FAILED).is_file()}  # by an earlier call, or another process before this one began
+    began = True
+    while began and not stop.raised:
+        began = False
+        for number, job in enumerate(campaign.jobs, 1):
+            folder = out / "runs" / job.name
+            if stop.raised or is_done(folder) or job.name not in untried:
+                continue
+            with claim(out, job, who) as mine:
+                if not mine or is_done(folder) or ((folder / FAILED).is_file() and job.name not in failed):
+                    continue
+                began = True
+                untried.discard(job.name)
+                print(f"\n=== run {number} of {len(campaign.jobs)}: {job.name}", flush=True)
+                attempt(campaign, job, stop, action)
+    if stop.raised and not stop.late:
+        words = "saved; the same command goes on"
+        raise KeyboardInterrupt(words) if stop.interrupted else Terminated(words)
+
+
+def attempt(campaign: Campaign, job: Job, stop: Stop, action: Callable[..., object]) -> None:
+    """Do one run; whatever goes wrong is written into its failed.txt, and the others go on."""
+    folder = campaign.out / "runs" / job.name
+    try:
+        action(job, campaign.datasets[job.split], campaign.options, campaign.settings, campaign.out)
+    except (KeyboardInterrupt, Terminated) as reason:
+        if not stop.late:
+            raise type(reason)(f"{job.name} is saved; the same command goes on") from reason
+        print(f"the time is up: {reason}")
+    except Exception as error:  # one run's fault, of whatever kind, is no reason to lose the others
+        line = (str(error).splitlines() or [""])[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / FAILED, f"{type(error).__name__}: {line}\n".encode())
+        print(f"failed: {job.name}: {line}")
+    else:
+        (folder / FAILED).unlink(missing_ok=True)
+
+
+def summary(out: Path, jobs: Sequence[Job]) -> tuple[Counter[str], str]:
+    """How many runs are in which state, and a text that names all that are not done."""
+    states = {job.name: state_of(out, job) for job in jobs}
+    counts = Counter(state.kind for state in states.values())
+    lines = [", ".join(f"{counts[kind]} {kind}" for kind in STATES) + f", of {len(jobs)} runs in {out}"]
+    for kind in STATES[1:]:
+        lines += [f"  {kind}: {name}{f' ({state.detail})' if state.detail else ''}" for name, state in states.items() if state.kind == kind]
+    return counts, "\n".join(lines)
+
+
+def with_settings_of(out: Path, options: PlanOptions) -> tuple[Study, Options]:
+    """For a plan: the study, and the options; where no --data is given, with the settings of the campaign in the folder."""
+    plan = read_campaign(out)
+    study = STUDIES[plan["study"] if plan else options.study]
+    if not plan or options.data:
+        return study, options
+    own = {name: value for name, value in plan["settings"].items() if name not in ("hyp", "fingerprints")}
+    return study, replace(options, **own, rows=plan["rows"], seeds=plan["seeds"])
+
+
+def missing_models(study: Study) -> list[Row]:
+    """Rows of the paper's table whose model is not there yet."""
+    there = existing(study)
+    return [row for row in study.rows if not there[row.name]]
