@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.metrics import pycocotools_aps
 from utils import metrics
 from utils.boxes import iou
 from utils.detections import Detections, Truth
@@ -63,7 +64,7 @@ def slow_match(detections: list[Detections], truths: list[Truth], threshold: flo
             for t in range(len(real.classes)):
                 if t in taken or real.classes[t] != seen.classes[d] or overlap[d, t] < threshold:
                     continue
-                if best < 0 or overlap[d, t] > overlap[d, best]:
+                if best < 0 or overlap[d, t] >= overlap[d, best]:
                     best = t
             if best >= 0:
                 hit[d] = best
@@ -284,7 +285,7 @@ def test_coco_ap_by_hand() -> None:
     # Two objects, one found (IoU 0.8) and one wrong detection above it. AP50: precision 0.5 up to recall 0.5 = 51 of 101 samples.
     seen = found([(70, 70, 90, 90, 0.9, 0), (0, 0, 10, 8, 0.8, 0)])
     real = there([(0, 0, 10, 10, 0), (30, 30, 50, 50, 0)])
-    ap50, ap50_95 = metrics.pycocotools_ap([seen], [real], 1)[0]
+    ap50, ap50_95 = metrics.coco_aps([seen], [real], 1)[0]
     assert ap50 == pytest.approx(0.5 * 51 / 101)
     assert ap50_95 == pytest.approx(0.5 * 51 / 101 * 7 / 10)  # found at IoU 0.50, 0.55 ... 0.80
 
@@ -293,27 +294,36 @@ def test_coco_ap_of_a_flawless_detector_is_one() -> None:
     boxes = [(0, 0, 10, 10), (20, 20, 50, 60)]
     seen = found([(*box, 0.9 - i / 10, i) for i, box in enumerate(boxes)])
     real = there([(*box, i) for i, box in enumerate(boxes)])
-    assert metrics.pycocotools_ap([seen] * 3, [real] * 3, 2) == pytest.approx(np.ones((2, 2)))
+    assert metrics.coco_aps([seen] * 3, [real] * 3, 2) == pytest.approx(np.ones((2, 2)))
 
 
 def test_coco_keeps_a_hundred_detections_of_an_image() -> None:
     strays = [(200, 200, 210, 210, 0.9, 0)] * 100
     last = [(0, 0, 10, 10, 0.5, 0)]
     real = there([(0, 0, 10, 10, 0)])
-    assert metrics.pycocotools_ap([found(strays[:99] + last)], [real], 1)[0, 0] == pytest.approx(1 / 100)
-    assert metrics.pycocotools_ap([found(strays + last)], [real], 1)[0, 0] == 0
+    assert metrics.coco_aps([found(strays[:99] + last)], [real], 1)[0, 0] == pytest.approx(1 / 100)
+    assert metrics.coco_aps([found(strays + last)], [real], 1)[0, 0] == 0
 
 
-def test_own_coco_ap_equals_pycocotools(capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng(9)
-    detections, truths = random_images(rng, 80, classes=3)
-    truths[0] = Truth(np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
-    expected = metrics.pycocotools_ap(detections, truths, 3)
+def test_coco_ap_of_a_curve_equals_coco_aps_where_scores_differ() -> None:
+    """Detections of one score enter a curve together, but COCO's evaluation one by one."""
+    detections, truths = random_images(np.random.default_rng(9), 80, classes=3)
     matches = metrics.match(detections, truths, metrics.COCO_IOUS)
     own = np.array([[metrics.coco_ap(metrics.curve(matches, cls, level)) for level in range(10)] for cls in range(3)])
-    assert np.stack([own[:, 0], own.mean(1)], 1) == pytest.approx(expected, abs=1e-9)
-    assert expected.min() > 0.05
-    assert capsys.readouterr().out == ""
+    found = metrics.coco_aps(detections, truths, 3)
+    assert found.min() > 0.05
+    assert np.stack([own[:, 0], own.mean(1)], 1) == pytest.approx(found, abs=1e-9)
+
+
+@given(st.integers(0, 10**6), st.integers(0, 12), st.integers(1, 4), st.booleans(), st.integers(1, 40))
+@settings(max_examples=150, deadline=None)
+def test_coco_aps_equal_pycocotools(seed: int, images: int, classes: int, ties: bool, copies: int) -> None:
+    """Ties of scores and of IoU, objects that stand twice, empty images, missing classes, more than 100 detections of a class in an image."""
+    rng = np.random.default_rng(seed)
+    detections, truths = random_images(rng, images, classes, ties)
+    truths = [Truth(np.repeat(t.boxes, 1 + i % 2, 0), np.repeat(t.classes, 1 + i % 2)) for i, t in enumerate(truths)]
+    detections = [d.select(np.repeat(np.arange(len(d)), copies if i % 3 == 0 else 1)) for i, d in enumerate(detections)]
+    np.testing.assert_allclose(metrics.coco_aps(detections, truths, classes), pycocotools_aps(detections, truths, classes), rtol=0, atol=1e-9)
 
 
 # --------------------------------------------------------------------------------------------------------- report

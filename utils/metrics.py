@@ -5,7 +5,7 @@ Two protocols stand side by side, because their numbers must not be mixed up:
 - `paper`: detections after NMS at IoU 0.5, the P-R curve cut at confidence 0.5, closed with (0, 1) and (1, 0), made monotone and
   integrated over 101 recalls with straight lines between its points. The line from the last point to (1, 0) is part of the area, so that
   this AP may exceed the recall; a flawless detector reaches 0.995, for the curve ends at (1, 0) whatever happens.
-- `coco`: detections from confidence 0.001 on after NMS at IoU 0.6; AP50 and AP50:95 by pycocotools, at most 100 detections per image.
+- `coco`: detections from confidence 0.001 on after NMS at IoU 0.6; AP50 and AP50:95 by pycocotools' rule, at most 100 detections per image.
 
 A detection's match depends only on detections with higher scores. So one matching, done on all detections, serves every confidence
 cut, every curve and (by weights per image) every bootstrap sample.
@@ -13,8 +13,7 @@ cut, every curve and (by weights per image) every bootstrap sample.
 
 from __future__ import annotations
 
-import contextlib
-import io
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from utils.detections import Detections, Truth
 
 PAPER_CONFIDENCE, PAPER_NMS_IOU = 0.5, 0.5
 COCO_CONFIDENCE, COCO_NMS_IOU, COCO_MAX_DETECTIONS = 0.001, 0.6, 100
-COCO_IOUS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
+COCO_IOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # to the last bit as COCO's evaluation makes them
 RECALLS = np.linspace(0, 1, 101)
 
 
@@ -45,6 +44,11 @@ class Matches:
     truth_classes: np.ndarray  # (m,) int64
     images: int
 
+    @functools.cached_property
+    def hits(self) -> np.ndarray:
+        """(t, n) bool: whether each detection hits an object."""
+        return self.truth >= 0
+
     def found(self, confidence: float, level: int = 0) -> np.ndarray:
         """(m,) bool: objects hit by a detection with score >= confidence, at the IoU threshold number `level`."""
         hit = self.truth[level, self.scores >= confidence]
@@ -55,7 +59,7 @@ class Matches:
     def per_image(self, confidence: float, level: int = 0) -> np.ndarray:
         """(images, 3) int64: true positives, false positives, missed objects of each image at this confidence."""
         used = self.scores >= confidence
-        right = used & (self.truth[level] >= 0)
+        right = used & self.hits[level]
         lost = ~self.found(confidence, level)
         parts = (self.image[right], self.image[used & ~right], self.truth_image[lost])
         return np.stack([np.bincount(part, minlength=self.images) for part in parts], 1)
@@ -63,7 +67,7 @@ class Matches:
 
 def match(detections: Sequence[Detections], truths: Sequence[Truth], thresholds: Sequence[float] = (0.5,)) -> Matches:
     """Match each image's detections to its objects: by falling score (equal scores in the given order), each detection takes
-    the free object of its class with the highest IoU, if that is at least the threshold (equal IoU: the first object).
+    the free object of its class with the highest IoU, if that is at least the threshold (equal IoU: the last object, as in COCO's evaluation).
     """
     if len(detections) != len(truths):
         raise ValueError(f"{len(detections)} images with detections, {len(truths)} with truth")
@@ -76,58 +80,69 @@ def match(detections: Sequence[Detections], truths: Sequence[Truth], thresholds:
 
     hit = np.full((len(thresholds), len(scores)), -1, np.int64)
     taken = np.zeros((len(thresholds), len(truth_classes)), bool)
-    detection, truth, overlap, turn = _candidates(image, scores, classes, boxes, truth_image, truth_classes, truth_boxes, min(thresholds, default=1.0))
-    # In one turn each image plays at most one detection, so that all images can choose at once.
-    bounds = np.searchsorted(turn, np.arange(turn.max(initial=-1) + 2))
-    for start, end in itertools.pairwise(bounds):
-        for level, threshold in enumerate(thresholds):
-            free = start + np.flatnonzero((overlap[start:end] >= threshold) & ~taken[level, truth[start:end]])
-            best = free[np.flatnonzero(np.diff(detection[free], prepend=-1))]  # the first free pair of each detection
-            hit[level, detection[best]] = truth[best]
-            taken[level, truth[best]] = True
+    pairs = _near_pairs(image, classes, boxes, truth_image, truth_classes, truth_boxes, min(thresholds, default=1.0))
+    detection, truth, overlap, bounds = _in_turns(*pairs, image, scores)
+    levels = np.array(thresholds, np.float64)[:, None]
+    for start, end in itertools.pairwise(bounds.tolist()):
+        level, pair = np.nonzero((overlap[start:end] >= levels) & ~taken[:, truth[start:end]])
+        chooser, choice = detection[start + pair], truth[start + pair]
+        first = np.flatnonzero((np.diff(chooser, prepend=-1) != 0) | (np.diff(level, prepend=-1) != 0))  # the best free object of each detection
+        hit[level[first], chooser[first]] = choice[first]
+        taken[level[first], choice[first]] = True
     return Matches(tuple(thresholds), image, scores, classes, hit, truth_image, truth_classes, len(detections))
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: type, *shape: int) -> np.ndarray:
-    return np.concatenate([np.asarray(part, dtype).reshape(-1, *shape) for part in parts] or [np.zeros((0, *shape), dtype)])
+    return np.concatenate(parts).astype(dtype).reshape(-1, *shape) if len(parts) else np.zeros((0, *shape), dtype)
 
 
-def _candidates(
+def _near_pairs(
     image: np.ndarray,
-    scores: np.ndarray,
     classes: np.ndarray,
     boxes: np.ndarray,
     truth_image: np.ndarray,
     truth_classes: np.ndarray,
     truth_boxes: np.ndarray,
     threshold: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (detection, truth, IoU, turn) of one image and class with IoU >= threshold, in the order in which they may choose:
-    by turn (the detection's rank in its image), then detection, then falling IoU."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs (detection, truth, IoU) of one image and class with IoU >= threshold and > 0, in the order of detections, then of objects."""
     first = np.searchsorted(truth_image, image, "left")
     count = np.searchsorted(truth_image, image, "right") - first
     detection = np.repeat(np.arange(len(image)), count)
     truth = np.arange(len(detection)) + np.repeat(first - (np.cumsum(count) - count), count)
-    same = classes[detection] == truth_classes[truth]
+    (left, top, right, bottom), (truth_left, truth_top, truth_right, truth_bottom) = boxes.T.copy(), truth_boxes.T.copy()
+    # Most pairs lie apart: each step leaves fewer for the next.
+    same = np.flatnonzero(classes[detection] == truth_classes[truth])
     detection, truth = detection[same], truth[same]
-    overlap = _paired_iou(boxes[detection], truth_boxes[truth])
-    near = (overlap >= threshold) & (overlap > 0)
-    detection, truth, overlap = detection[near], truth[near], overlap[near]
+    width = np.minimum(right[detection], truth_right[truth]) - np.maximum(left[detection], truth_left[truth])
+    meet = np.flatnonzero(width > 0)
+    detection, truth, width = detection[meet], truth[meet], width[meet]
+    height = np.minimum(bottom[detection], truth_bottom[truth]) - np.maximum(top[detection], truth_top[truth])
+    meet = np.flatnonzero(height > 0)
+    detection, truth, shared = detection[meet], truth[meet], width[meet] * height[meet]
+    areas, truth_areas = (right - left) * (bottom - top), (truth_right - truth_left) * (truth_bottom - truth_top)
+    overlap = shared / (areas[detection] + truth_areas[truth] - shared)
+    near = np.flatnonzero(overlap >= threshold)
+    return detection[near], truth[near], overlap[near]
 
-    players = np.unique(detection)
-    players = players[np.lexsort((players, -scores[players], image[players]))]
-    rank = np.arange(len(players)) - np.searchsorted(image[players], image[players], "left")
-    turn = np.zeros(len(image), np.int64)
-    turn[players] = rank
-    order = np.lexsort((truth, -overlap, detection, turn[detection]))
-    return detection[order], truth[order], overlap[order], turn[detection][order]
 
+def _in_turns(
+    detection: np.ndarray, truth: np.ndarray, overlap: np.ndarray, image: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The pairs (detection, truth, IoU) in the order in which they may choose, and where each turn begins (one more: the end).
 
-def _paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (k,) of paired xyxy boxes (k, 4); 0 where both are empty."""
-    shared = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None).prod(1)
-    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared
-    return _ratio(shared, union)
+    In one turn each image plays at most one detection, its next best, so that all images can choose at once. A detection's pairs stand
+    by falling IoU, equal ones from the last object to the first.
+    """
+    players = detection[np.flatnonzero(np.diff(detection, prepend=-1))]
+    players = players[np.lexsort((-scores[players], image[players]))]
+    turn = np.arange(len(players)) - np.searchsorted(image[players], image[players], "left")
+    place = np.zeros(len(image), np.int64)
+    place[players[np.argsort(turn, kind="stable")]] = np.arange(len(players))
+    order = np.lexsort((-overlap[::-1], place[detection[::-1]]))
+    detection, truth, overlap = (values[::-1][order] for values in (detection, truth, overlap))
+    ends = np.cumsum(np.bincount(turn))
+    return detection, truth, overlap, np.searchsorted(place[detection], np.concatenate([[0], ends]))
 
 
 # -------------------------------------------------------------------------------------------------------- curves
@@ -177,17 +192,27 @@ def curve(matches: Matches, cls: int, level: int = 0, weights: np.ndarray | None
 
     `weights` (images,) >= 0 counts each image so many times: a bootstrap sample is np.bincount of the images drawn.
     """
-    weights = np.ones(matches.images) if weights is None else np.asarray(weights, np.float64)
+    return curves(matches, cls, weights, (level,))[0]
+
+
+def curves(matches: Matches, cls: int, weights: np.ndarray | None = None, levels: Sequence[int] | None = None) -> list[Curve]:
+    """As `curve`, at several IoU thresholds (default: all) from one sorting."""
     own = np.flatnonzero(matches.classes == cls)
-    own = own[np.argsort(-matches.scores[own], kind="stable")]
-    scores, weight, right = matches.scores[own], weights[matches.image[own]], matches.truth[level, own] >= 0
-    last = np.flatnonzero(np.diff(scores, append=-np.inf))
-    tp, fp = np.cumsum(weight * right), np.cumsum(weight * ~right)
-    # Images of weight 0 are not in the sample: a point that only they make would bend the curve.
-    grown = np.diff((tp + fp)[last], prepend=0.0) > 0
-    last = last[grown]
-    positives = weights[matches.truth_image[matches.truth_classes == cls]].sum()
-    return Curve(scores[last], tp[last], fp[last], float(positives))
+    own = own[np.argsort(-matches.scores[own])]  # equal scores enter together, so that their order does not matter
+    scores, objects = matches.scores[own], matches.truth_image[matches.truth_classes == cls]
+    weight = None if weights is None else np.asarray(weights, np.float64)[matches.image[own]]
+    total = np.arange(1.0, len(own) + 1) if weight is None else np.cumsum(weight)
+    last = np.flatnonzero(scores[:-1] != scores[1:])
+    last = np.append(last, len(own) - 1) if len(own) else last
+    if weight is not None:  # images of weight 0 are not in the sample: a point that only they make would bend the curve
+        last = last[np.diff(total[last], prepend=0.0) > 0]
+    positives = float(len(objects) if weights is None else np.asarray(weights, np.float64)[objects].sum())
+    result = []
+    for level in range(len(matches.thresholds)) if levels is None else levels:
+        hits = matches.hits[level][own]
+        tp = (np.cumsum(hits) if weight is None else np.cumsum(weight * hits))[last].astype(np.float64)
+        result.append(Curve(scores[last], tp, total[last] - tp, positives))
+    return result
 
 
 def paper_points(curve: Curve, confidence: float = PAPER_CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
@@ -247,42 +272,35 @@ def best_f1_confidence(curves: Sequence[Curve]) -> float:
 # ------------------------------------------------------------------------------------------------- coco protocol
 
 
-def pycocotools_ap(detections: Sequence[Detections], truths: Sequence[Truth], classes: int) -> np.ndarray:
-    """(classes, 2) AP50 and AP50:95 by pycocotools' own COCOeval, at most 100 detections per image and class; 0 where a class has no object."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+def coco_aps(detections: Sequence[Detections], truths: Sequence[Truth], classes: int) -> np.ndarray:
+    """(classes, 2) AP50 and AP50:95 by COCO's rule, at most 100 detections per image and class; 0 where a class has no object.
 
-    images = [{"id": number} for number in range(len(truths))]
-    categories = [{"id": number} for number in range(classes)]
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress by print
-        sides = []
-        for annotations in (_annotations(truths, [np.zeros(len(t.classes)) for t in truths]), _annotations(detections, [d.scores for d in detections])):
-            coco = COCO()
-            coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
-            coco.createIndex()
-            sides.append(coco)
-        evaluation = COCOeval(*sides, "bbox")
-        evaluation.params.maxDets = [COCO_MAX_DETECTIONS]
-        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-        if not images or not classes:
-            return np.zeros((classes, 2))
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, 0, 0]  # IoU thresholds, recalls, classes; -1 where a class has no object
-    precision = np.clip(precision, 0, None).mean(1)
-    return np.stack([precision[0], precision.mean(0)], 1)
+    The numbers of pycocotools' COCOeval for boxes (all areas), to the last digits: equal scores stay in the order of the images, as there.
+    """
+    matches = match([found if len(found) <= COCO_MAX_DETECTIONS else _best_of_each_class(found) for found in detections], truths, COCO_IOUS)
+    order = np.argsort(-matches.scores, kind="stable")
+    kinds, hit = matches.classes[order], matches.hits[:, order]
+    table = np.zeros((classes, 2))
+    for cls in range(classes):
+        positives = np.count_nonzero(matches.truth_classes == cls)
+        own = np.flatnonzero(kinds == cls)
+        if not positives or not len(own):
+            continue
+        tp = np.cumsum(hit[:, own], 1)
+        precision = np.maximum.accumulate((tp / np.arange(1, len(own) + 1))[:, ::-1], 1)[:, ::-1]
+        # A recall is first reached by the detection that makes this many hits.
+        needed = np.searchsorted(np.arange(positives + 1) / positives, RECALLS, "left")
+        reached = [np.append(row, 0.0)[np.searchsorted(hits, needed, "left")] for hits, row in zip(tp, precision, strict=True)]
+        per_level = np.mean(reached, 1)
+        table[cls] = per_level[0], per_level.mean()
+    return table
 
 
-def _annotations(items: Sequence[Detections | Truth], scores: Sequence[np.ndarray]) -> list[dict[str, object]]:
-    """COCO annotations, numbered from 1 (pycocotools takes number 0 for 'not matched')."""
-    result: list[dict[str, object]] = []
-    for image, (item, item_scores) in enumerate(zip(items, scores, strict=True)):
-        boxes = np.asarray(item.boxes, np.float64).reshape(-1, 4)
-        sizes = boxes[:, 2:] - boxes[:, :2]
-        rows = zip(np.concatenate([boxes[:, :2], sizes], 1).tolist(), sizes.prod(1).tolist(), item_scores.tolist(), item.classes.tolist(), strict=True)
-        for box, area, score, cls in rows:
-            result.append({"id": len(result) + 1, "image_id": image, "category_id": cls, "bbox": box, "area": area, "iscrowd": 0, "score": score})
-    return result
+def _best_of_each_class(found: Detections) -> Detections:
+    """The detections that are among the best COCO_MAX_DETECTIONS of their class."""
+    order = np.lexsort((-found.scores, found.classes))
+    kinds = found.classes[order]
+    return found.select(np.sort(order[np.arange(len(found)) - np.searchsorted(kinds, kinds, "left") < COCO_MAX_DETECTIONS]))
 
 
 # -------------------------------------------------------------------------------------------------------- report
@@ -356,7 +374,7 @@ class Report:
             return "\n".join(lines)
         cut = self.overall.chosen.confidence
         lines.append(f"paper: P-R curve cut at confidence {cut:g}, closed at (0, 1) and (1, 0), IoU 0.5, straight lines, 101 recalls")
-        lines.append(f"coco: pycocotools, detections from confidence {COCO_CONFIDENCE:g}, at most {COCO_MAX_DETECTIONS} per image")
+        lines.append(f"coco: pycocotools' rule, detections from confidence {COCO_CONFIDENCE:g}, at most {COCO_MAX_DETECTIONS} per image")
         return "\n".join(lines)
 
 
@@ -391,7 +409,7 @@ def score(
     `matches`: match(detections, truths), where the caller has it already. Classes are positions in `names`.
     """
     matches = match(detections, truths) if matches is None else matches
-    coco = pycocotools_ap(detections if coco_detections is None else coco_detections, truths, len(names))
+    coco = coco_aps(detections if coco_detections is None else coco_detections, truths, len(names))
     curves = [curve(matches, cls) for cls in range(len(names))]
     best = best_f1_confidence([c for c in curves if c.positives])
     per_class = []
