@@ -45,6 +45,10 @@ class Options:
     noautoanchor: bool = option(False, "keep the model's anchors even if they fit the data badly")
     single_cls: bool = option(False, "treat all classes as one")
     image_weights: bool = option(False, "show images of badly recognised classes more often")
+    compile: str | None = option(
+        None, "compile the model with torch.compile (minutes at the start); graphs: with CUDA graphs", choices=("default", "graphs"), const="default"
+    )
+    profile: int = option(0, "write a Chrome trace of so many batches and a table of where their time goes")
     amp: str = option("auto", "mixed precision: auto takes bf16 or else fp16 on a GPU, nothing on the CPU", choices=("auto", "off", "bf16", "fp16"))
     strict: bool = option(False, "stop if any label row or image is wrong")
     tensorboard: bool = option(False, "write TensorBoard events (needs the package tensorboard)")
@@ -56,39 +60,41 @@ OPTIONS = parse(Options) if __name__ == "__main__" else Options()
 import csv  # noqa: E402
 import gc  # noqa: E402
 import math  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Iterable, Sequence  # noqa: E402
+from collections.abc import Callable, Iterable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.profiler import record_function  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split, warn_of_shared_images  # noqa: E402
 from data.images import write_image  # noqa: E402
 from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
-from models.builder import load_config  # noqa: E402
 from models.detector import Detector  # noqa: E402
-from models.weights import load_weights, model_from_checkpoint  # noqa: E402
+from models.weights import build_detector, load_weights, model_from_checkpoint, new_detector, read_config  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.anchors import best_possible_recall, fit_anchors  # noqa: E402
 from utils.boxes import cxcywh_to_xyxy  # noqa: E402
 from utils.checkpoint import TEMPORARY, load_checkpoint, save_checkpoint  # noqa: E402
 from utils.ema import EMA  # noqa: E402
-from utils.loss import LossSettings, loss_settings  # noqa: E402
+from utils.loss import LossSettings, LossTerms, loss_settings  # noqa: E402
 from utils.metrics import Report  # noqa: E402
 from utils.optim import Schedule, make_optimizer, set_rates  # noqa: E402
 from utils.plots import mosaic, plot_labels, plot_results  # noqa: E402
 from utils.runtime import StopFlag, device_line, memory_used, new_folder, out_of_memory, select_device, worker_count  # noqa: E402
+from utils.stepclock import StepProfile, WaitClock  # noqa: E402
+from utils.watch import Watch  # noqa: E402
 from val import evaluate, save_plots  # noqa: E402
 
 MAX_GRADIENT = 10.0  # gradients are scaled down to this norm, as YOLOv5 does
 ANCHOR_RECALL = 0.98  # anchors that can predict fewer of the objects are fitted anew
 # What may differ between a run and its resumption without changing the result.
-FREE_TO_CHANGE = {"resume", "allow_change", "device", "workers", "cache", "project", "name", "exist_ok", "nosave", "save_period", "strict", "tensorboard"}
+FREE_TO_CHANGE = {"resume", "allow_change", "device", "workers", "cache", "project", "name", "exist_ok", "nosave", "save_period", "strict", "tensorboard", "compile", "profile"}
 RESULT_COLUMNS = (
     *("epoch", "train/box_loss", "train/obj_loss", "train/cls_loss"),
     *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "metrics/AP_paper"),
@@ -132,6 +138,8 @@ class Run:
     amp: torch.dtype | None
     scaler: torch.amp.GradScaler
     progress: Progress
+    losses: Callable[[Tensor, Tensor], LossTerms]  # (images uint8, targets) -> loss
+    watch: Watch
 
     def state(self) -> dict[str, Any]:
         """What last.pt holds: everything needed to go on exactly here."""
@@ -170,6 +178,7 @@ class Run:
             if name in content["gradients"]:
                 parameter.grad = content["gradients"][name].to(self.device, memory_format=torch.preserve_format)
         self.progress = Progress(**content["progress"])
+        self.watch.start(self.progress.sums)
 
 
 # ---------------------------------------------------------------------------------------------- setting up
@@ -209,14 +218,17 @@ def prepare(options: Options) -> Run:
     batches = math.ceil(len(samples) / options.batch_size)
     schedule = Schedule(hyp, options.epochs, batches, options.batch_size, options.cos_lr)
     amp = amp_dtype(options.amp, device)
+    loss = loss_settings(hyp, len(names), model.levels, options.imgsz, options.label_smoothing)
     result = Run(
         *(options, hyp, folder, device, spec, names, samples, val_samples, data, model, EMA(model)),
         optimizer=make_optimizer(model, options.optimizer, hyp, schedule.weight_decay),
         schedule=schedule,
-        loss=loss_settings(hyp, len(names), model.levels, options.imgsz, options.label_smoothing),
+        loss=loss,
         amp=amp,
         scaler=torch.amp.GradScaler(device.type, enabled=amp is torch.float16),
         progress=Progress(),
+        losses=loss_function(model, loss, amp, options.compile),
+        watch=Watch(device),
     )
     if content:
         result.restore(content)
@@ -262,8 +274,8 @@ def check_unchanged(content: dict[str, Any], options: Options, hyp: Hyp, names: 
         f"{options.hyp}: {f.name}: {getattr(hyp, f.name)} -> {getattr(now, f.name)}" for f in fields(Hyp) if getattr(hyp, f.name) != getattr(now, f.name)
     ]
     if options.cfg and find_file(options.cfg).is_file():
-        layers = load_config(options.cfg, len(names)).to_dict()["layers"]
-        if layers != content["model"]["layers"]:
+        described = read_config(options.cfg, len(names)).to_dict()
+        if described.get("layers", described) != content["model"].get("layers", content["model"]):  # a comparison model is its settings
             differences.append(f"{options.cfg}: its layers are no longer those of the checkpoint, whose model is used")
     if differences and not options.allow_change:
         refuse_change(str(options.resume), differences)
@@ -281,6 +293,10 @@ def check_options(options: Options) -> None:
         raise UserError(f"--label-smoothing {options.label_smoothing}: 0 to below 1 was expected")
     if options.workers is not None and options.workers < 0:
         raise UserError(f"--workers {options.workers}: 0 or more was expected")
+    if options.compile and (options.multi_scale or options.rect):
+        raise UserError("--compile: works for one image size; leave out --multi-scale and --rect")
+    if options.profile < 0:
+        raise UserError(f"--profile {options.profile}: a number of batches was expected")
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: a whole number from 0 was expected")
 
@@ -296,10 +312,9 @@ def newest_run(project: Path) -> Path:
 def new_model(options: Options, nc: int) -> Detector:
     """The model of --cfg or --weights for `nc` classes; tensors that fit are taken over from --weights."""
     if options.weights is None:
-        return DetectionModel(load_config(options.cfg or "models/ls-yolo.yaml", nc))
+        return new_detector(options.cfg or "models/ls-yolo.yaml", nc)
     old = load_weights(options.weights).model
-    config = load_config(options.cfg, nc) if options.cfg else replace(old.config, nc=nc)
-    model = DetectionModel(config)
+    model = build_detector(read_config(options.cfg, nc) if options.cfg else replace(old.config, nc=nc))
     own, given = model.state_dict(), old.state_dict()
     fitting = {name: given[name] for name, tensor in own.items() if name in given and given[name].shape == tensor.shape}
     model.load_state_dict({**own, **fitting})
@@ -351,40 +366,55 @@ def amp_dtype(choice: str, device: torch.device) -> torch.dtype | None:
 # ---------------------------------------------------------------------------------------------- training
 
 
+def loss_function(model: Detector, settings: LossSettings, amp: torch.dtype | None, compiled: str | None) -> Callable[[Tensor, Tensor], LossTerms]:
+    """(images (B, 3, H, W) uint8, targets (N, 6)) -> loss; compiled as one graph, with targets filled up to lengths that are few."""
+
+    def losses(images: Tensor, targets: Tensor) -> LossTerms:
+        with torch.autocast(images.device.type, amp, enabled=amp is not None):
+            raw = model(images.float().div_(255))
+        with record_function("loss"):
+            return model.loss(raw, targets, settings)
+
+    if compiled is None:
+        return losses
+    fast = torch.compile(losses, dynamic=False, mode="reduce-overhead" if compiled == "graphs" else None)
+    return lambda images, targets: fast(images, pad_targets(targets))
+
+
 def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_folder: Path | None = None) -> None:
     """One pass over the data, from where the run's progress stands. Raises Diverged before a bad value reaches the weights."""
     progress, total = run.progress, run.schedule.batches
     run.model.train()
     bar = tqdm(total=total, initial=progress.done, desc=f"{progress.epoch + 1}/{run.options.epochs}", unit="batch", dynamic_ncols=True)
-    started = waited_from = time.perf_counter()
-    waited, spent, images = 0.0, 0.0, 0
+    clock, images = WaitClock(), 0
+    profile = StepProfile(run.folder, run.options.profile, run.device) if progress.epoch == 0 else None
     with bar:
-        for batch in batches:
-            now = time.perf_counter()
-            waited += now - waited_from
+        for batch in clock.waiting(batches):
             if picture_folder is not None and progress.done < 3:
                 write_image(picture_folder / f"train_batch{progress.done}.png", batch_picture(batch, run.names))
             train_step(run, batch)
             images += len(batch.views)
-            waited_from = time.perf_counter()
-            spent = waited_from - started
-            means = [value / progress.done for value in progress.sums]
-            bar.set_postfix_str(
-                f"mem {memory_used(run.device):.1f}G box {means[0]:.4f} obj {means[1]:.4f} cls {means[2]:.4f} inst {len(batch.targets)} "
-                f"size {batch.images.shape[3]}x{batch.images.shape[2]} {images / spent:.1f} img/s wait {waited / spent:.0%}",
-                refresh=False,
-            )
+            if progress.done % run.watch.every == 0 or progress.done == total or stop.raised:
+                progress.sums = run.watch.look()
+                means = [value / progress.done for value in progress.sums]
+                bar.set_postfix_str(
+                    f"mem {memory_used(run.device):.1f}G box {means[0]:.4f} obj {means[1]:.4f} cls {means[2]:.4f} inst {len(batch.targets)} "
+                    f"size {batch.images.shape[3]}x{batch.images.shape[2]} {images / clock.spent():.1f} img/s wait {clock.share():.0%}",
+                    refresh=False,
+                )
             bar.update()
+            if profile is not None:
+                profile.step(clock.waited)
             if stop.raised:
                 save_checkpoint(run.folder / "weights" / "last.pt", run.state())
                 where = f"saved in epoch {progress.epoch + 1} after batch {progress.done} of {total}; go on with --resume {run.folder / 'weights' / 'last.pt'}"
                 raise KeyboardInterrupt(where) if stop.interrupted else Terminated(where)
-    if waited > 0.2 * spent and waited > 2:
-        print(f"data-bound: {waited / spent:.0%} of the epoch was spent waiting for pictures; try --cache ram or more --workers")
+    if clock.share() > 0.2 and clock.waited > 2:
+        print(f"data-bound: {clock.share():.0%} of the epoch was spent waiting for pictures; try --cache ram or more --workers")
 
 
 def train_step(run: Run, batch: Batch) -> None:
-    """Forward, loss, backward, and where enough batches are together an optimizer step."""
+    """Forward, loss, backward, and where enough batches are together an optimizer step. On a GPU nothing here waits for its result."""
     progress = run.progress
     rate, bias_rate, momentum, accumulate = run.schedule.at(progress.epoch * run.schedule.batches + progress.done)
     set_rates(run.optimizer, rate, bias_rate, momentum)
@@ -398,34 +428,34 @@ def train_step(run: Run, batch: Batch) -> None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if terms is None:  # outside the handler: the exception holds on to the memory of its frames
             halve(run, batch, reason)
+    run.watch.add(terms, lambda: bad_batch("the loss", run, batch))
     progress.pending += 1
     if progress.pending >= accumulate:
-        run.scaler.unscale_(run.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT)
-        if not run.scaler.is_enabled() and not math.isfinite(norm.item()):  # under fp16 the scaler skips such a step by itself
-            raise Diverged(bad_batch("a gradient", run, batch))
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.optimizer.zero_grad()
-        run.ema.update()
+        with record_function("optimizer"):
+            run.scaler.unscale_(run.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT)
+            if not run.scaler.is_enabled():  # under fp16 the scaler skips a step whose gradients are not finite by itself
+                run.watch.guard(run.optimizer, norm, lambda: bad_batch("a gradient", run, batch))
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.optimizer.zero_grad()
+        with record_function("ema"):
+            run.ema.update()
         progress.pending = 0
     progress.done += 1
-    progress.sums = [before + term for before, term in zip(progress.sums, terms, strict=True)]
 
 
-def forward_backward(run: Run, batch: Batch) -> list[float]:
-    """Add the batch's gradients, in `progress.parts` parts where memory is short; the box, objectness and class loss per image."""
-    sums = [0.0, 0.0, 0.0]
+def forward_backward(run: Run, batch: Batch) -> Tensor:
+    """Add the batch's gradients, in `progress.parts` parts where memory is short; box, objectness and class loss per image, (3,) float64."""
+    sums = torch.zeros(3, dtype=torch.float64, device=run.device)
     for part in split_batch(batch, run.progress.parts):
-        images = part.images.to(run.device, non_blocking=True).float().div_(255)
-        targets = part.targets.to(run.device, non_blocking=True)
-        with torch.autocast(run.device.type, run.amp, enabled=run.amp is not None):
-            raw = run.model(images)
-        terms = run.model.loss(raw, targets, run.loss)
-        if not math.isfinite(terms.total.item()):
-            raise Diverged(bad_batch("the loss", run, batch))
-        run.scaler.scale(terms.total).backward()
-        sums = [before + float(term) * len(part.views) / len(batch.views) for before, term in zip(sums, terms[1:], strict=True)]
+        with record_function("transfer"):
+            images, targets = (values.to(run.device, non_blocking=True) for values in (part.images, part.targets))
+        with record_function("forward"):
+            terms = run.losses(images, targets)
+        with record_function("backward"):
+            run.scaler.scale(terms.total).backward()
+        sums += torch.stack(terms[1:]).double() * (len(part.views) / len(batch.views))
     return sums
 
 
@@ -487,6 +517,7 @@ def finish_epoch(run: Run, batches: DataLoader[Batch], stop: StopFlag) -> bool:
     progress.rows.append(row)
     stale = options.patience > 0 and progress.best_epoch >= 0 and progress.epoch - progress.best_epoch >= options.patience
     progress.epoch, progress.done, progress.sums = progress.epoch + 1, 0, [0.0, 0.0, 0.0]
+    run.watch.start(progress.sums)
     weights = run.folder / "weights"
     if not options.nosave or last or stale:
         if better:
@@ -532,9 +563,10 @@ def image_weights(samples: Sequence[Sample], class_ap: Sequence[float]) -> np.nd
 
 def batch_picture(batch: Batch, names: Sequence[str]) -> np.ndarray:
     """The pictures of a training batch with their targets."""
-    images = batch.images.permute(0, 2, 3, 1).numpy()
+    images = batch.images.permute(0, 2, 3, 1).cpu().numpy()
     scale = np.array([images.shape[2], images.shape[1]] * 2)
-    rows = [batch.targets[batch.targets[:, 0] == i].numpy() for i in range(len(images))]
+    targets = batch.targets.cpu().numpy()
+    rows = [targets[targets[:, 0] == i] for i in range(len(images))]
     boxes = [cxcywh_to_xyxy(r[:, 2:]) * scale for r in rows]
     return mosaic(list(images), boxes, [r[:, 1].astype(int) for r in rows], names, [view.path.name for view in batch.views])
 
