@@ -29,6 +29,10 @@ PALETTES: tuple[tuple[str, Colour, Colour, Colour, Colour, Colour, float], ...] 
     ("red soil", (40, 62, 40), (72, 98, 56), (94, 112, 70), (132, 104, 84), (158, 122, 98), 0.55),
     ("loess", (66, 64, 40), (104, 98, 58), (142, 126, 78), (168, 142, 92), (206, 180, 124), 0.25),
 )
+# The fields of noise of a scene: of its terrain, its ground, its land use, its bare patches and its landslides.
+HILLS, CRESTS, ROUGH, FINE, BROAD, USE, BEND, QUARRY, BENCHES, RAGGED, DEBRIS, GRAVEL = range(12)
+SHIFT = 4  # fractional bits of drawn coordinates
+
 ROOFS: tuple[Colour, ...] = ((188, 186, 180), (150, 148, 146), (212, 210, 204), (92, 116, 176), (136, 92, 78), (104, 100, 98), (170, 160, 150))
 CROPS: tuple[Colour, ...] = ((92, 116, 62), (112, 126, 72), (74, 100, 58), (132, 122, 84), (120, 104, 80), (146, 132, 100), (96, 92, 70), (108, 138, 78))
 
@@ -89,7 +93,7 @@ class Slide:
     outline: np.ndarray  # (n, 2) int32, scene pixels: the exact mask is this polygon, border included
     head: tuple[float, float]
     toe: tuple[float, float]
-    streaks: tuple[tuple[np.ndarray, float, int], ...]  # flow lines: points (n, 2), brightness in [-1, 1], width in pixels
+    streaks: tuple[tuple[np.ndarray, float, int], ...]  # flow lines: points (n, 2) int32 in 2^-SHIFT pixels, brightness in [-1, 1], width in pixels
     colour: Colour
     age: float  # 0 = fresh, 1 = grown over
     depth: float  # how far the scarp drops and the fan rises, in pixels
@@ -182,8 +186,8 @@ def _draw_look(rng: np.random.Generator, kind: Kind) -> Look:
 def _terrain(rng: np.random.Generator, noise: Noise, grid: Window, step: int, look: Look, rivers: list[Line]) -> np.ndarray:
     """Height (rows, columns) float32 in pixels: hills and crests, valleys cut along the rivers, root mean square slope `look.relief`."""
     period = int(rng.choice([32, 64, 64, 64] if look.metres > 1 else [16, 32, 64])) * 4 // step
-    hills = noise.fractal(grid, period * 2, 3, 1)
-    crests = noise.fractal(grid, period, 5, 11, gain=0.47, ridged=True)
+    hills = noise.fractal(grid, period * 2, 3, HILLS)
+    crests = noise.fractal(grid, period, 5, CRESTS, gain=0.47, ridged=True)
     share = np.float32(rng.uniform(0.25, 0.75))
     height = hills * (1 - share) * 1.6 + crests * share
     # A general tilt gives long slopes for long landslides.
@@ -370,6 +374,9 @@ def _slide(rng: np.random.Generator, scene: Scene, gradient: np.ndarray, length:
     path = _descend(gradient, scene, head, length)
     if len(path) < 12 or ((path[-1] < -0.1 * length) | (path[-1] > size + 0.1 * length)).any():
         return None
+    around = _box(np.round(path).astype(np.int32))
+    if any(_touch(around, other.box) for other in scene.slides):
+        return None
     slim = rng.random() < (0.65 if scene.look.metres > 1.1 else 0.4)
     half = length * (rng.uniform(0.06, 0.11) if slim else rng.uniform(0.14, 0.28))
     arms = [(path, half, _profile(rng, len(path), slim))]
@@ -434,12 +441,15 @@ def _outline(rng: np.random.Generator, noise: Noise, arms: list[tuple[np.ndarray
         ends = np.round(middle * 8).astype(int).tolist()
         breadth = np.maximum(np.round(2 * reach * profile), 1).astype(int).tolist()
         for i in range(len(ends) - 1):
-            cv2.line(body, ends[i], ends[i + 1], 1, breadth[i], cv2.LINE_8, 3)
+            cv2.line(body, ends[i], ends[i + 1], 255, breadth[i], cv2.LINE_8, 3)
     size = 2 * int(max(half * 0.15, 1)) + 1
-    soft = cv2.blur(cv2.blur(body * np.uint8(255), (size, size)), (size, size)).astype(np.float32) / 255
+    soft = cv2.blur(cv2.blur(body, (size, size)), (size, size))
     period = 1 << int(np.clip(np.log2(max(half * 0.7, 2)), 1, 6))
-    rough = noise.fractal((int(corner[0]), int(corner[1]), int(shape[1]), int(shape[0])), period, 5, 111, gain=0.75)
-    contours, _ = cv2.findContours((soft + 0.8 * rough > 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    rough = noise.fractal((int(corner[0]), int(corner[1]), int(shape[1]), int(shape[0])), period, 5, RAGGED, gain=0.7)
+    # Ground belongs to it where soft (in [0, 255]) and 0.8 of the noise together exceed a half.
+    ragged = cv2.addWeighted(rough, 0.8 * 255, rough, 0, 128, dtype=cv2.CV_8U)
+    body = cv2.threshold(cv2.addWeighted(soft, 0.5, ragged, 0.5, 0), 128, 1, cv2.THRESH_BINARY)[1]
+    contours, _ = cv2.findContours(body, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not contours:
         return None
     largest = max(contours, key=cv2.contourArea)
@@ -448,7 +458,8 @@ def _outline(rng: np.random.Generator, noise: Noise, arms: list[tuple[np.ndarray
 
 def _normal(path: np.ndarray) -> np.ndarray:
     """Unit vectors (n, 2) across a path (n, 2)."""
-    along = np.gradient(path, axis=0)
+    along = np.empty_like(path)
+    along[1:-1], along[0], along[-1] = path[2:] - path[:-2], path[1] - path[0], path[-1] - path[-2]
     return np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(along[:, 0], along[:, 1])[:, None] + 1e-9)
 
 
@@ -461,10 +472,9 @@ def _streaks(rng: np.random.Generator, arms: list[tuple[np.ndarray, float, np.nd
         first = rng.integers(0, max(len(path) - 6, 1), count)
         last = np.minimum(first + rng.integers(5, max(len(path) // 2, 7), count), len(path))
         aside, drift = rng.uniform(-0.95, 0.95, count), rng.normal(0, 0.15, count)
-        tone = np.clip(rng.normal(-0.05, 0.55, count), -1, 1)
-        width = rng.integers(1, max(2, int(half * 0.1) + 2), count)
-        for i in range(count):
-            part = slice(int(first[i]), int(last[i]))
-            place = aside[i] + drift[i] * np.arange(part.stop - part.start) / (part.stop - part.start)
-            lines.append(((path[part] + across[part] * place[:, None]).astype(np.float32), float(tone[i]), int(width[i])))
+        tone = np.clip(rng.normal(-0.05, 0.55, count), -1, 1).tolist()
+        width = rng.integers(1, max(2, int(half * 0.1) + 2), count).tolist()
+        place = aside[:, None] + drift[:, None] * (np.arange(len(path)) - first[:, None]) / (last - first)[:, None]
+        points = np.round((path + across * place[..., None]) * (1 << SHIFT)).astype(np.int32)
+        lines += [(points[i, a:b], tone[i], width[i]) for i, (a, b) in enumerate(zip(first.tolist(), last.tolist(), strict=True))]
     return tuple(lines)

@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
-from data.noise import Window, crowns
-from data.scene import CROPS, House, Line, Patch, Scene, Slide, filled
+from data.noise import Window, crowns, noise_tile
+from data.scene import BENCHES, BEND, BROAD, CROPS, DEBRIS, FINE, GRAVEL, QUARRY, ROUGH, SHIFT, USE, Colour, House, Line, Patch, Scene, Slide, filled
 
-# The widest reach of any blur below, so that a block drawn alone equals its part of the whole scene.
-MARGIN = 16
-SHIFT = 4  # fractional bits of drawn coordinates
+# The widest reach of what is smoothed at the end, so that a block drawn alone equals its part of the whole scene.
+MARGIN = 8
+# Shades are bytes and UNIT is 1: planes of bytes are several times as fast as floats, and finer than a step of the image's own levels.
+UNIT = 128
+REACH = 8  # how far a landslide moves the ground around it, in pixels
+
+
+@dataclass
+class Canvas:
+    """The planes of a window, which the parts of a scene are drawn into one after the other."""
+
+    window: Window
+    relief: np.ndarray  # (h, w) float32 height in pixels
+    fine: np.ndarray  # (h, w) float32 noise of single pixels and more, in about [-1, 1]
+    broad: np.ndarray  # (h, w) uint8 noise of tens of pixels: 128 + 100 * (about [-1, 1]); forest stands where it is high
+    colour: np.ndarray  # (h, w, 3) uint8 RGB in full light
+    shade: np.ndarray  # (h, w) uint8 texture that the colour is multiplied by, in UNITs
+    closed: np.ndarray  # (h, w) uint8, 255 where no tree may stand
+    level: np.ndarray  # (h, w) uint8 how far the ground is flat: 255 wholly
+    mask: np.ndarray  # (h, w) uint8, 255 on landslides
+
+    def part(self, local: Window) -> tuple[slice, slice]:
+        """Rows and columns of a window that lies inside this one."""
+        x, y = local[0] - self.window[0], local[1] - self.window[1]
+        return slice(y, y + local[3]), slice(x, x + local[2])
 
 
 def render(scene: Scene, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Image (h, w, 3) uint8 RGB and landslide mask (h, w) uint8 (0 or 255) of `window` (left, top, width, height; default: all)."""
     left, top, width, height = window or (0, 0, scene.width, scene.height)
     wide = (left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
-    fine = scene.noise.fractal(wide, 8, 4, 41, gain=0.7)
-    broad = scene.noise.fractal(wide, 64, 4, 31, gain=0.6)
-    relief = _relief(scene, wide, fine)
-    ground, open_ground = _ground(scene, wide, relief, fine, broad)
-    level = np.zeros(open_ground.shape, np.uint8)  # how far the ground is made flat: water wholly, roads half
+    canvas = _ground(scene, wide)
     for line in scene.lines:
         if _meets(line.points, line.width * 3 + 8, wide):
-            _draw_line(ground, open_ground, level, line, wide)
+            _draw_line(canvas, line)
     for patch in scene.patches:
         if _meets(patch.outline, 8, wide):
-            _draw_patch(scene, ground, open_ground, patch, wide)
-    mask = np.zeros(ground.shape[:2], np.uint8)
+            _draw_patch(scene, canvas, patch)
     for slide in scene.slides:
-        if _meets(slide.outline, 12, wide):
-            _draw_slide(scene, ground, open_ground, relief, level, mask, slide, wide)
-    for house in scene.houses:
-        if _meets(house.corners, house.height * 3 + 8, wide):
-            cv2.fillConvexPoly(open_ground, _fixed(house.corners * 1.6 - house.corners.mean(0) * 0.6, wide), 255, shift=SHIFT)
-    image = _trees_and_light(scene, wide, ground, open_ground, relief, level, broad)
-    for house in scene.houses:
-        if _meets(house.corners, house.height * 3 + 8, wide):
-            _draw_house(scene, image, house, wide)
-    image = _camera(scene, image, wide)
+        if _meets(slide.outline, REACH, wide):
+            _draw_slide(scene, canvas, slide)
+    houses = [house for house in scene.houses if _meets(house.corners, house.height * 3 + 8, wide)]
+    for house in houses:
+        cv2.fillConvexPoly(canvas.closed, _fixed(house.corners * 1.6 - house.corners.mean(0) * 0.6, wide), 255, shift=SHIFT)
+    image = _trees_and_light(scene, canvas)
+    for house in houses:
+        _draw_house(scene, image, house, wide)
+    image = _camera(scene, image)
     inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
-    return image[inner], mask[inner]
+    return image[inner], canvas.mask[inner]
 
 
 def _meets(points: np.ndarray, reach: float, window: Window) -> bool:
@@ -63,43 +81,24 @@ def _fixed(points: np.ndarray, window: Window) -> np.ndarray:
     return np.round((np.asarray(points, np.float64) - window[:2]) * (1 << SHIFT)).astype(np.int32)
 
 
-def _relief(scene: Scene, window: Window, fine: np.ndarray) -> np.ndarray:
-    """Height (h, w) float32 in pixels: the planned terrain with its finest octaves added."""
-    left, top, width, height = window
-    step, pad = scene.step, scene.pad
-    first_x, first_y = left // step - 4, top // step - 4
-    last_x, last_y = (left + width) // step + 5, (top + height) // step + 5
-    rows, columns = scene.terrain.shape
-    part = scene.terrain[np.clip(np.arange(first_y, last_y) + pad, 0, rows - 1)[:, None], np.clip(np.arange(first_x, last_x) + pad, 0, columns - 1)]
-    # Linear and then smoothed: OpenCV's cubic does not keep a plane plane, which shows as ripples on every slope.
-    big = cv2.GaussianBlur(cv2.resize(part, (part.shape[1] * step, part.shape[0] * step), interpolation=cv2.INTER_LINEAR), (0, 0), 0.6 * step)
-    x, y = left - first_x * step, top - first_y * step
-    rough = np.float32(1.3) * scene.noise.octave(window, 16, 21) + np.float32(0.9) * fine
-    return big[y : y + height, x : x + width] + rough * np.float32(scene.look.relief)
+def _bytes(a: np.ndarray, scale_a: float, b: np.ndarray, scale_b: float, offset: float) -> np.ndarray:
+    """a * scale_a + b * scale_b + offset, rounded and saturated to uint8; a and b are of one shape and type."""
+    return cv2.addWeighted(a, scale_a, b, scale_b, offset, dtype=cv2.CV_8U)
 
 
-def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """a + (b - a) * weight for planes of colour (3, h, w) or (3, 1, 1) and weight (h, w)."""
-    return a + (b - a) * weight
+def _coloured(index: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Pixels (h, w, 3) uint8 of the colours (256, 3) that the bytes (h, w) name."""
+    return cv2.applyColorMap(index, np.clip(np.round(colours), 0, 255).astype(np.uint8)[:, None])
 
 
-def _tint(colour: tuple[float, float, float]) -> np.ndarray:
-    """A colour as planes (3, 1, 1) float32; colours are kept as planes because that is twice as fast as pixels of three."""
-    return np.array(colour, np.float32)[:, None, None]
+def _shades(part: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Shades (h, w) uint8 in UNITs of fractions (h, w) in [0, 1], by a table (256,) of the shade over that range."""
+    return cv2.LUT(cv2.convertScaleAbs(part, alpha=255), np.round(table * UNIT).astype(np.uint8)[None])
 
 
-def _pixels(planes: np.ndarray) -> np.ndarray:
-    """Planes (3, h, w) float32 in [0, 255] -> pixels (h, w, 3) uint8, saturated."""
-    return cv2.merge([cv2.convertScaleAbs(np.maximum(plane, 0)) for plane in planes])
-
-
-def _planes(pixels: np.ndarray) -> np.ndarray:
-    """Pixels (h, w, 3) uint8 -> planes (3, h, w) float32."""
-    return np.stack(cv2.split(pixels)).astype(np.float32)
-
-
-def _step(field: np.ndarray, threshold: float, softness: float) -> np.ndarray:
-    return np.clip((field - np.float32(threshold)) / np.float32(softness) + np.float32(0.5), 0, 1)
+def _ramp(first: Colour, last: Colour) -> np.ndarray:
+    """Colours (256, 3) from one to the other."""
+    return np.linspace(first, last, 256)
 
 
 def _share(share: float) -> float:
@@ -107,199 +106,253 @@ def _share(share: float) -> float:
     return float(-0.3 * np.log(share / (1 - share)) / 1.702) if 0 < share < 1 else (9.0 if share <= 0 else -9.0)
 
 
-def _ground(scene: Scene, window: Window, relief: np.ndarray, fine: np.ndarray, broad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colour (h, w, 3) uint8 of the ground without trees, and where no tree may stand (h, w) uint8."""
+# ---------------------------------------------------------------------------------------------- ground and fields
+
+
+def _ground(scene: Scene, window: Window) -> Canvas:
+    """The ground without anything on it but fields."""
     look, noise = scene.look, scene.noise
-    _, _, _, grass, soil, scar, _ = look.palette
-    bare = _step(np.float32(0.6) * fine - broad, _share(0.25 if look.forest > 0.4 else 0.45), 0.35)
-    colour = _mix(_tint(grass), _tint(soil), bare) * (1 + np.float32(0.22) * fine + np.float32(0.1) * broad)
-    open_ground = np.zeros(relief.shape, np.uint8)
+    _, _, _, grass, soil, _, _ = look.palette
+    fine, broad = noise.fractal(window, 8, 4, FINE, gain=0.7), noise.fractal(window, 64, 4, BROAD, gain=0.7)
+    smooth = _terrain(scene, window)
+    relief = smooth + cv2.addWeighted(noise.fractal(window, 16, 1, ROUGH), 1.3 * look.relief, fine, 0.9 * look.relief, 0)
+    # Soil shows through the grass where the noise exceeds a threshold, over a soft step of 0.35.
+    threshold = _share(0.25 if look.forest > 0.4 else 0.45)
+    bare = _bytes(fine, 0.6 / 0.35 * 255, broad, -1 / 0.35 * 255, (0.5 - threshold / 0.35) * 255)
+    colour = _coloured(bare, _ramp(grass, soil))
+    shade = _bytes(fine, 0.22 * UNIT, broad, 0.1 * UNIT, UNIT)
+    height, width = shade.shape
+    closed, level, mask = np.zeros((3, height, width), np.uint8)
     if look.farmland > 0.05:
-        use = noise.fractal(window, 128, 3, 51)
-        fields = _step(use + 0.08 * fine, _share(look.farmland), 0.04)
-        if fields.max() > 0:
-            crop = _terraces(scene, window, relief, use) if look.terraces else _parcels(scene, window, fine)
-            colour = _mix(colour, crop * (1 + 0.12 * fine), fields)
-            open_ground[fields > 0.5] = 200
-    return _pixels(colour), open_ground
+        use = noise.fractal(window, 128, 3, USE)
+        fields = cv2.threshold(cv2.addWeighted(use, 1, fine, 0.08, 0), _share(look.farmland), 255, cv2.THRESH_BINARY)[1].astype(np.uint8)
+        if fields.any():
+            index, texture = _terraces(scene, smooth, use) if look.terraces else _parcels(scene, window)
+            cv2.copyTo(_coloured(index, _crop_table(scene)), fields, colour)
+            cv2.copyTo(cv2.multiply(texture, cv2.convertScaleAbs(fine, alpha=0.12 * UNIT, beta=UNIT), scale=1 / UNIT), fields, shade)
+            closed[:] = fields
+    return Canvas(window, relief, fine, cv2.convertScaleAbs(broad, alpha=100, beta=128), colour, shade, closed, level, mask)
+
+
+def _terrain(scene: Scene, window: Window) -> np.ndarray:
+    """Height (h, w) float32 in pixels of the planned terrain."""
+    left, top, width, height = window
+    step, pad = scene.step, scene.pad
+    first_x, first_y = left // step - 4, top // step - 4
+    last_x, last_y = (left + width) // step + 5, (top + height) // step + 5
+    rows, columns = scene.terrain.shape
+    big = scene.terrain[np.clip(np.arange(first_y, last_y) + pad, 0, rows - 1)[:, None], np.clip(np.arange(first_x, last_x) + pad, 0, columns - 1)]
+    # Doubling makes a B-spline of it, which keeps a plane plane: OpenCV's cubic does not, and shows as ripples on every slope.
+    for _ in range(step.bit_length() - 1):
+        big = cv2.pyrUp(big)
+    x, y = left - first_x * step, top - first_y * step
+    return big[y : y + height, x : x + width]
 
 
 def _crop_table(scene: Scene) -> np.ndarray:
     """Colours (256, 3) float32 of fields by number: the scene's own choice of crops, tinted towards its grass and soil."""
-    random = (scene.noise.table[:, :4] + 1) / 2
-    pool = np.array(CROPS, np.float32)[(scene.noise.table[30, 8:11] * 4 + 4).astype(int).clip(0, len(CROPS) - 1)]
-    crop = pool[(random[:, 0] * 3).astype(int).clip(0, 2)]
+    random = scene.noise.numbers
+    pool = np.array(CROPS, np.float32)[(random[:3, 3] * len(CROPS)).astype(int)]
+    crop = pool[(random[:, 0] * 3).astype(int)]
     own = np.where(random[:, 1:2] < 0.5, np.array(scene.look.palette[3], np.float32), np.array(scene.look.palette[4], np.float32))
     return ((crop + own) / 2 * (0.8 + 0.4 * random[:, 2:3])).astype(np.float32)
 
 
-def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Planes (3, h, w) float32 of the colours (256, 3) that the numbers (h, w) name."""
-    number = index.astype(np.uint8)
-    return _planes(cv2.LUT(cv2.merge([number, number, number]), table[None].astype(np.uint8)))
-
-
-def _terraces(scene: Scene, window: Window, relief: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """Fields that follow the contour lines, each ending in a dark bank."""
+def _terraces(scene: Scene, smooth: np.ndarray, use: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number and shade of fields that follow the contour lines, each ending in a dark bank; both (h, w) uint8."""
     rise = max(4.5 * scene.look.relief / scene.look.metres * 1.6, 0.8)
-    level = cv2.GaussianBlur(relief, (0, 0), 2.5) / np.float32(rise)
+    level = smooth * np.float32(1 / rise)
     number = np.floor(level)
-    bank = level - number
-    parcel = np.floor(use * 14).astype(np.int32)
-    table = _crop_table(scene)
-    index = (number.astype(np.int32) * 37 + parcel * 101) & 255
-    light = 1 - 0.45 * np.clip(1 - bank * 5, 0, 1) + 0.12 * np.clip(bank * 4 - 3, 0, 1)
-    return _look_up(table, index) * light
+    parcel = np.floor(use * np.float32(14))
+    index = (number * np.float32(37) + parcel * np.float32(101)).astype(np.int32).astype(np.uint8)  # modulo 256
+    up = np.linspace(0, 1, 256)
+    light = 1 - 0.45 * np.clip(1 - up * 5, 0, 1) + 0.12 * np.clip(up * 4 - 3, 0, 1)
+    return index, _shades(level - number, light)
 
 
-def _parcels(scene: Scene, window: Window, fine: np.ndarray) -> np.ndarray:
-    """Rectangular fields with crop rows."""
+def _parcels(scene: Scene, window: Window) -> tuple[np.ndarray, np.ndarray]:
+    """Number and shade of rectangular fields with crop rows; both (h, w) uint8."""
     look = scene.look
     left, top, width, height = window
     x, y = np.arange(left, left + width, dtype=np.float32)[None], np.arange(top, top + height, dtype=np.float32)[:, None]
     cos, sin = np.float32(np.cos(look.field_angle)), np.float32(np.sin(look.field_angle))
-    bend = scene.noise.fractal(window, 128, 2, 61) * np.float32(18)
-    u, v = x * cos + y * sin + bend, y * cos - x * sin - bend
+    bend = scene.noise.fractal(window, 128, 2, BEND) * np.float32(18)
     long, wide = np.float32(48 / look.metres), np.float32(17 / look.metres)
-    strip = np.floor(v / wide)
-    u = u + np.float32(13.7) * (strip % 7)
-    plot = np.floor(u / long)
-    colour = _look_up(_crop_table(scene), (strip.astype(np.int32) * 59 + plot.astype(np.int32) * 113) & 255)
-    edge = np.minimum(np.minimum(u / long - plot, 1 - u / long + plot) * long, np.minimum(v / wide - strip, 1 - v / wide + strip) * wide)
-    row = v / np.float32(max(2.6 / look.metres, 2.7))
-    rows = np.abs(row - np.floor(row) - np.float32(0.5))
-    return colour * (np.float32(0.94) + np.float32(0.24) * rows - np.float32(0.35) * np.clip(np.float32(1.3) - edge, 0, 1))
+    # Places along and across the fields, in fields; each strip begins elsewhere.
+    v = ((y * cos - x * sin) - bend) * (1 / wide)
+    strip = np.floor(v)
+    u = ((x * cos + y * sin) + bend) * (1 / long) + strip * np.float32(0.29)
+    plot = np.floor(u)
+    index = (strip * np.float32(59) + plot * np.float32(113)).astype(np.int32).astype(np.uint8)  # modulo 256
+    # A dark edge of about a pixel, and light and dark crop rows.
+    up = np.abs(np.linspace(-0.5, 0.5, 256))
+    edges = [1 - 0.35 * np.clip(1.3 - (0.5 - up) * length, 0, 1) for length in (long, wide)]
+    across, along = (_shades(part, edge) for part, edge in zip((u - plot, v - strip), edges, strict=True))
+    row = v * (wide / np.float32(max(2.6 / look.metres, 2.7)))
+    rows = _shades(row - np.floor(row), 0.94 + 0.24 * up)
+    return index, cv2.multiply(rows, cv2.min(across, along), scale=1 / UNIT)
 
 
-def _draw_line(ground: np.ndarray, open_ground: np.ndarray, level: np.ndarray, line: Line, window: Window) -> None:
-    pieces = [_fixed(piece, window) for piece in _near(line.points, window, line.width * 2 + 24)]
+# ---------------------------------------------------------------------------------------------- lines, bare ground, landslides
 
-    def stroke(image: np.ndarray, colour: tuple[float, ...] | int, width: float) -> None:
-        cv2.polylines(image, pieces, False, colour, max(int(round(width)), 1), cv2.LINE_AA, SHIFT)
+
+def _draw_line(canvas: Canvas, line: Line) -> None:
+    # Points lie closer together than a wide line needs.
+    points = line.points if line.width < 3 else np.concatenate([line.points[:-1:2], line.points[-1:]])
+    pieces = [_fixed(piece, canvas.window) for piece in _near(points, canvas.window, line.width * 2 + 24)]
+
+    def stroke(plane: np.ndarray, colour: tuple[float, ...] | int, width: float, edge: int = cv2.LINE_AA) -> None:
+        cv2.polylines(plane, pieces, False, colour, max(int(round(width)), 1), edge, SHIFT)
 
     shoulder = tuple(0.55 * c + 0.45 * g for c, g in zip(line.colour, (118, 108, 84), strict=True))
-    stroke(open_ground, 255, line.width + (4 if line.kind != "path" else 2))
+    stroke(canvas.closed, 255, line.width + (4 if line.kind != "path" else 2), cv2.LINE_8)
     if line.kind == "river":
-        stroke(ground, (142, 136, 120), line.width * 1.35)
-        stroke(ground, line.colour, line.width)
-        stroke(level, 235, line.width)
+        stroke(canvas.colour, (142, 136, 120), line.width * 1.35)
+        stroke(canvas.colour, line.colour, line.width)
+        stroke(canvas.level, 235, line.width, cv2.LINE_8)
         return
-    stroke(level, 150, line.width)
-    stroke(ground, shoulder, line.width + (3 if line.kind != "path" else 1))
-    stroke(ground, line.colour, line.width)
+    stroke(canvas.level, 170, line.width, cv2.LINE_8)
+    stroke(canvas.colour, shoulder, line.width + (3 if line.kind != "path" else 1))
+    stroke(canvas.colour, line.colour, line.width)
     if line.kind == "motorway":
         along = np.gradient(line.points, axis=0)
         normal = np.stack([-along[:, 1], along[:, 0]], -1) / (np.hypot(*along.T)[:, None] + 1e-9)
         for offset in (-0.46, -0.02, 0.02, 0.46):
-            side = _near(line.points + normal * line.width * offset, window, 24)
+            side = _near(line.points + normal * line.width * offset, canvas.window, 24)
             colour = (214, 214, 208) if abs(offset) > 0.1 else (70, 92, 62)
-            cv2.polylines(ground, [_fixed(piece, window) for piece in side], False, colour, 1, cv2.LINE_AA, SHIFT)
+            cv2.polylines(canvas.colour, [_fixed(piece, canvas.window) for piece in side], False, colour, 1, cv2.LINE_AA, SHIFT)
     elif line.kind == "road" and line.width >= 5:
-        stroke(ground, tuple(min(c * 1.08, 255) for c in line.colour), line.width * 0.3)
+        stroke(canvas.colour, tuple(min(c * 1.08, 255) for c in line.colour), line.width * 0.3)
 
 
-def _local(outline: np.ndarray, reach: int, window: Window) -> tuple[slice, slice, Window]:
-    """The part of the window that a feature may touch: its slices, and the same as a window of the plane."""
+def _local(outline: np.ndarray, reach: int, window: Window) -> Window | None:
+    """The part of the window that a feature may touch; None where it touches nothing."""
     low = np.maximum(outline.min(0) - reach, window[:2]).astype(int)
     high = np.minimum(outline.max(0) + reach + 1, np.add(window[:2], window[2:])).astype(int)
-    x, y = int(low[0]) - window[0], int(low[1]) - window[1]
-    width, height = int(high[0] - low[0]), int(high[1] - low[1])
-    return slice(y, y + height), slice(x, x + width), (int(low[0]), int(low[1]), width, height)
+    return (int(low[0]), int(low[1]), int(high[0] - low[0]), int(high[1] - low[1])) if (high > low).all() else None
 
 
-def _draw_patch(scene: Scene, ground: np.ndarray, open_ground: np.ndarray, patch: Patch, window: Window) -> None:
-    rows, columns, local = _local(patch.outline, 8, window)
-    if local[2] <= 0 or local[3] <= 0:
+def _draw_patch(scene: Scene, canvas: Canvas, patch: Patch) -> None:
+    local = _local(patch.outline, 0, canvas.window)
+    if local is None:
         return
+    part = canvas.part(local)
     shape = filled(patch.outline, local)
-    alpha = cv2.GaussianBlur(shape, (0, 0), 1.2).astype(np.float32) / 255
-    texture = 1 + 0.25 * scene.noise.fractal(local, 16, 5, 71, gain=0.7)
+    shade = cv2.convertScaleAbs(scene.noise.fractal(local, 16, 5, QUARRY, gain=0.7), alpha=0.25 * UNIT, beta=UNIT)
     if patch.benches:
         x, y = np.arange(local[2], dtype=np.float32) + local[0], np.arange(local[3], dtype=np.float32)[:, None] + local[1]
         across = x * np.float32(np.cos(patch.angle)) + y * np.float32(np.sin(patch.angle))
-        wave = (across + 3 * scene.noise.fractal(local, 32, 2, 75)) / np.float32(patch.benches)
-        texture += np.float32(0.14) * (np.floor(wave) % 2 - 0.5) - 0.2 * np.clip(1 - 6 * (wave - np.floor(wave)), 0, 1)
-    ground[rows, columns] = _pixels(_mix(_planes(ground[rows, columns]), _tint(patch.colour) * texture, alpha))
-    np.maximum(open_ground[rows, columns], shape, out=open_ground[rows, columns])
+        wave = (across + 3 * scene.noise.fractal(local, 32, 2, BENCHES)) / np.float32(2 * patch.benches)
+        # Two benches a wave, one lighter than the other, each with a dark foot.
+        up = np.linspace(0, 2, 256) % 2
+        light = 1 + 0.14 * (np.floor(up) - 0.5) - 0.2 * np.clip(1 - 6 * (up % 1), 0, 1)
+        shade = cv2.multiply(shade, _shades(wave - np.floor(wave), light), scale=1 / UNIT)
+    cv2.fillPoly(canvas.colour, [patch.outline - canvas.window[:2]], patch.colour, cv2.LINE_AA)
+    cv2.copyTo(shade, shape, canvas.shade[part])
+    cv2.copyTo(shape, shape, canvas.closed[part])
 
 
-def _draw_slide(
-    scene: Scene, ground: np.ndarray, open_ground: np.ndarray, relief: np.ndarray, level: np.ndarray, mask: np.ndarray, slide: Slide, window: Window
-) -> None:
-    """Scar, debris and streaks into `ground`, the drop of the scarp and the rise of the fan into `relief`, the exact outline into `mask`."""
-    rows, columns, local = _local(slide.outline, 12, window)
-    if local[2] <= 0 or local[3] <= 0:
+def _draw_slide(scene: Scene, canvas: Canvas, slide: Slide) -> None:
+    """Scar, debris and streaks into colour and shade, the drop of the scarp and the rise of the fan into the relief, the exact outline into the mask."""
+    # As much of it as the scene shows, whatever the window, so that all windows fit together.
+    local = _local(slide.outline, REACH, (-MARGIN, -MARGIN, scene.width + 2 * MARGIN, scene.height + 2 * MARGIN))
+    seen = _local(slide.outline, REACH, canvas.window)
+    if local is None or seen is None:
         return
+    part = canvas.part(seen)
+    cut = (slice(seen[1] - local[1], seen[1] - local[1] + seen[3]), slice(seen[0] - local[0], seen[0] - local[0] + seen[2]))
     shape = filled(slide.outline, local)
-    np.maximum(mask[rows, columns], shape, out=mask[rows, columns])
-    level[rows, columns] &= ~shape
-    edge = cv2.GaussianBlur(shape, (0, 0), 0.8).astype(np.float32) / 255
-    body = cv2.GaussianBlur(shape, (0, 0), 3.0).astype(np.float32) / 255
     streaks = np.full(shape.shape, 128, np.uint8)
+    corner = np.array(local[:2], np.int32) << SHIFT
     for points, tone, width in slide.streaks:
-        cv2.polylines(streaks, [_fixed(points, local)], False, 128 + 110 * tone, width, cv2.LINE_AA, SHIFT)
-    flow = (cv2.GaussianBlur(streaks, (0, 0), 1.0).astype(np.float32) - 128) / 127
-    coarse, fine = scene.noise.fractal(local, 32, 4, 81), scene.noise.fractal(local, 4, 3, 91, gain=0.8)
+        cv2.polylines(streaks, [points - corner], False, 128 + 110 * tone, width, cv2.LINE_8, SHIFT)
+    flow = cv2.GaussianBlur(streaks, (5, 5), 1.0)
+    coarse, fine = scene.noise.fractal(local, 32, 4, DEBRIS), scene.noise.fractal(local, 4, 3, GRAVEL, gain=0.7)
+    washed = _washed(scene, slide, local)
+    # Scar with patches of soil, grown over with grass: 8 steps of the one and 32 of the other make a table of colours.
+    soil = _bytes(coarse, 2 * 255, fine, 0, (0.5 - 2 * (0.25 - 0.3 * slide.age)) * 255)
+    grown = _bytes(coarse, 255 / 0.35, fine, 0.8 * 255 / 0.35, (0.5 - (0.75 - 1.3 * slide.age) / 0.35) * 255)
+    _, _, _, green, brown, _, _ = scene.look.palette
+    scar = np.linspace(slide.colour, np.add(np.multiply(slide.colour, 0.45), np.multiply(brown, 0.55)), 8)
+    table = scar[:, None] + (np.array(green) - scar[:, None]) * np.linspace(0, 0.85, 32)[:, None]
+    colour = _coloured((soil & 0xE0) | (grown >> 3), table.reshape(256, 3))
+    shade = cv2.addWeighted(_bytes(coarse, 0.16 * UNIT, fine, 0.14 * UNIT, 1.02 * UNIT), 1, flow, 0.26 * UNIT / 127, -128 * 0.26 * UNIT / 127)
+    shade = cv2.addWeighted(shade, 1, washed, 0.3 * UNIT / 100, -128 * 0.3 * UNIT / 100)
+    cv2.copyTo(colour[cut], shape[cut], canvas.colour[part])
+    cv2.copyTo(shade[cut], shape[cut], canvas.shade[part])
+    canvas.relief[part] += _displacement(slide, local, shape, fine, flow, washed)[cut]
+    canvas.mask[part] |= shape[cut]
+    canvas.level[part] &= ~shape[cut]
+    # Trees come back where the ground is grown over; elsewhere none.
+    cleared = cv2.threshold(grown, min(0.42 / max(slide.age, 1e-3), 1) * 255, 255, cv2.THRESH_BINARY_INV)[1]
+    cv2.copyTo(cleared[cut], shape[cut], canvas.closed[part])
+
+
+def _displacement(slide: Slide, window: Window, shape: np.ndarray, fine: np.ndarray, flow: np.ndarray, washed: np.ndarray) -> np.ndarray:
+    """How far the ground rose (h, w) float32 in pixels: down at the scarp, up at the fan, rough between them."""
     # Place along the way from head (0) to toe (1).
     run = np.subtract(slide.toe, slide.head)
-    x, y = np.arange(local[2], dtype=np.float32)[None] + local[0] - slide.head[0], np.arange(local[3], dtype=np.float32)[:, None] + local[1] - slide.head[1]
-    place = np.clip((x * np.float32(run[0]) + y * np.float32(run[1])) / np.float32(max(run @ run, 1)), -0.2, 1.2)
-    scar = _mix(_tint(slide.colour), _tint(scene.look.palette[4]), _step(coarse, 0.25 - 0.3 * slide.age, 0.5) * 0.55)
-    washed = _washed(scene, slide, local)
-    scar = scar * (1.02 + 0.26 * flow + 0.3 * washed + 0.16 * coarse + 0.14 * fine)
-    grown = _step(coarse + 0.8 * fine, 0.75 - 1.3 * slide.age, 0.35)
-    colour = _mix(scar, _tint(scene.look.palette[3]) * (1 + 0.2 * fine), grown * 0.85)
-    ground[rows, columns] = _pixels(_mix(_planes(ground[rows, columns]), colour, edge))
-    relief[rows, columns] += slide.depth * (np.clip(place, 0, 1) - np.float32(0.6)) * body + (0.4 * fine + 0.5 * flow + 1.2 * washed) * edge * np.float32(0.7)
-    # Trees come back where the ground is grown over; elsewhere none.
-    cleared = np.where(grown * slide.age > 0.42, 0, shape).astype(np.uint8)
-    np.copyto(open_ground[rows, columns], cleared, where=shape > 0)
+    along_x, along_y = (run / max(run @ run, 1)).tolist()
+    x = (np.arange(window[2], dtype=np.float32) + np.float32(window[0] - slide.head[0])) * np.float32(along_x)
+    y = (np.arange(window[3], dtype=np.float32) + np.float32(window[1] - slide.head[1])) * np.float32(along_y)
+    place = np.clip(x + y[:, None], np.float32(0), np.float32(1))
+    rough = cv2.addWeighted(flow, 0.5 / 127, washed, 1.2 / 100, -128 * (0.5 / 127 + 1.2 / 100), dtype=cv2.CV_32F)
+    moved = cv2.addWeighted(cv2.scaleAdd(fine, 0.4, rough), 0.7, place, slide.depth, -0.6 * slide.depth)
+    return cv2.multiply(moved, cv2.blur(cv2.blur(shape, (7, 7)), (7, 7)), scale=1 / 255, dtype=cv2.CV_32F)
 
 
 def _washed(scene: Scene, slide: Slide, window: Window) -> np.ndarray:
-    """Noise (h, w) in about [-1, 1], drawn out along the slide like debris washed down it."""
+    """Noise (h, w) uint8, 128 + 100 * (about [-1, 1]), drawn out along the slide like debris washed down it."""
     run = np.subtract(slide.toe, slide.head)
     cos, sin = run / max(float(np.hypot(*run)), 1.0)
-    long, reach = 6.0, int(np.hypot(window[2], window[3]) + np.hypot(window[0] - slide.head[0], window[1] - slide.head[1])) + 4
-    wide = int(reach / long) + 4
-    # Noise around its origin, moved to where the slide begins: the same for every window.
-    own_x, own_y = int(slide.head[0]) * 3, int(slide.head[1]) * 5
-    flat = scene.noise.fractal((own_x - wide, own_y - reach, 2 * wide, 2 * reach), 8, 4, 121, gain=0.7)
-    # Window pixel -> column along the run (squeezed), row across it; the head lies in the middle of `flat`.
+    long = 6.0
+    # Window pixel -> column along the run (squeezed), row across it, from a place on the tile that is the slide's own.
     x, y = window[0] - slide.head[0], window[1] - slide.head[1]
-    matrix = np.array([
-        [cos / long, sin / long, (cos * x + sin * y) / long + wide],
-        [-sin, cos, -sin * x + cos * y + reach],
-    ])
-    return cv2.warpAffine(flat, matrix, (window[2], window[3]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    own_x, own_y = 700 + int(slide.head[0] * 3) % 200, 700 + int(slide.head[1] * 5) % 200
+    matrix = np.array([[cos / long, sin / long, (cos * x + sin * y) / long + own_x], [-sin, cos, -sin * x + cos * y + own_y]])
+    tile = noise_tile(4, 0.7, False)
+    flat = cv2.warpAffine(tile, matrix, (window[2], window[3]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT)
+    return cv2.convertScaleAbs(flat, alpha=100, beta=128)
 
 
-def _trees_and_light(
-    scene: Scene, window: Window, ground: np.ndarray, open_ground: np.ndarray, relief: np.ndarray, level: np.ndarray, broad: np.ndarray
-) -> np.ndarray:
+# ---------------------------------------------------------------------------------------------- trees, light, houses, camera
+
+
+def _trees_and_light(scene: Scene, canvas: Canvas) -> np.ndarray:
     """Image (h, w, 3) uint8: trees over the ground, lit by the sun."""
-    look, noise = scene.look, scene.noise
+    look, noise, broad = scene.look, scene.noise, canvas.broad
     _, dark, light, *_ = look.palette
-    shift = (int(noise.table[0, 0] * 5000) % 512, int(noise.table[0, 1] * 5000) % 512)
-    height, number = crowns(window, look.crown, shift)
+    height, number = crowns(canvas.window, look.crown, (int(noise.numbers[0, 0] * 512), int(noise.numbers[0, 1] * 512)))
     # A tree stands where its own number falls below the density of the place.
-    stands = (number < broad * np.float32(2.2) + np.float32(0.5 - 2.2 * _share(look.forest))) & (open_ground < 128)
-    canopy = height * stands  # a product: np.where takes ten times as long
-    surface = relief + canopy * np.float32(0.42 * look.crown)
-    slope_x, slope_y = cv2.Sobel(surface, cv2.CV_32F, 1, 0, scale=0.125), cv2.Sobel(surface, cv2.CV_32F, 0, 1, scale=0.125)
-    sun_x, sun_y, sun_z = (np.float32(value) for value in look.sun)
-    lit = np.maximum(sun_z - sun_x * slope_x - sun_y * slope_y, 0) / cv2.magnitude(cv2.magnitude(slope_x, slope_y), np.ones_like(slope_x))
-    shade = np.minimum(np.float32(look.ambient) + np.float32((1 - look.ambient) / look.sun[2]) * lit, np.float32(1.7))
+    density = cv2.addWeighted(broad, 2.2 * 2.55, broad, 0, (0.5 - 2.2 * _share(look.forest)) * 255 - 128 * 2.2 * 2.55)
+    stands = cv2.bitwise_and(cv2.compare(density, number, cv2.CMP_GT), cv2.threshold(canvas.closed, 127, 255, cv2.THRESH_BINARY_INV)[1])
+    canopy = cv2.bitwise_and(height, stands)
+    surface = cv2.scaleAdd(canopy.astype(np.float32), 0.42 * look.crown / 255, canvas.relief)
     # Leaves: from dark to light by the tree's own number and the place, darker towards the rim of a crown.
-    tone = cv2.convertScaleAbs(np.maximum(np.float32(0.63) * number + np.float32(0.7) * broad + np.float32(0.185), 0), alpha=255)
-    ramp = np.linspace(dark, light, 256)[None].round().astype(np.uint8)
-    colour = ground.copy()
-    cv2.copyTo(cv2.LUT(cv2.merge([tone] * 3), ramp), stands.view(np.uint8), colour)
-    shade *= np.float32(0.55) * canopy + (np.float32(1) - np.float32(0.4) * stands)
+    leaf = cv2.addWeighted(number, 0.63, broad, 0.7 * 2.55, 0.185 * 255 - 128 * 0.7 * 2.55)
+    cv2.copyTo(_coloured(leaf, _ramp(dark, light)), stands, canvas.colour)
+    cv2.copyTo(cv2.convertScaleAbs(canopy, alpha=0.55 * UNIT / 255, beta=0.6 * UNIT), stands, canvas.shade)
+    shade = cv2.multiply(canvas.shade, _light(scene, surface), scale=1 / UNIT)
     # Water is level: it mirrors the sky instead of the slope.
-    if level.any():
-        shade += (np.float32(0.95) - shade) * (level.astype(np.float32) / 255)
-    return _pixels(_planes(colour) * shade)
+    if canvas.level.any():
+        shade = cv2.multiply(shade, ~canvas.level, scale=1 / 255) + cv2.convertScaleAbs(canvas.level, alpha=0.95 * UNIT / 255)
+    return cv2.multiply(canvas.colour, cv2.merge([shade] * 3), scale=1 / UNIT)
+
+
+def _light(scene: Scene, surface: np.ndarray) -> np.ndarray:
+    """Light (h, w) uint8 in UNITs that falls on a surface (h, w) float32 of heights in pixels."""
+    look = scene.look
+    sun_x, sun_y, sun_z = look.sun
+    # How steeply it falls away from the sun, by Sobel's differences in both directions at once.
+    x, y = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8, np.array([[-1, -2, -1], [0, 0, 0], [1, 2, 1]]) / 8
+    away = cv2.filter2D(surface, cv2.CV_32F, sun_x * x + sun_y * y)
+    scale = 50
+    fall = (np.arange(256) - 128) / scale
+    # Lambert's law; of the slope across the sun's direction only the usual size is known.
+    steep = 1 + (fall / np.hypot(sun_x, sun_y)) ** 2 + 0.5 * look.relief**2 + 0.1
+    lit = np.maximum(sun_z - fall, 0) / np.sqrt(steep)
+    table = np.minimum(look.ambient + (1 - look.ambient) / sun_z * lit, 1.7) * UNIT
+    return cv2.LUT(_bytes(away, scale, away, 0, 128), np.round(table).astype(np.uint8)[None])
 
 
 def _draw_house(scene: Scene, image: np.ndarray, house: House, window: Window) -> None:
@@ -318,10 +371,11 @@ def _draw_house(scene: Scene, image: np.ndarray, house: House, window: Window) -
     cv2.fillConvexPoly(image, _fixed(half, window), dull, cv2.LINE_AA, SHIFT)
 
 
-def _camera(scene: Scene, image: np.ndarray, window: Window) -> np.ndarray:
-    """Optics, sensor noise, colour cast, haze and tone curve."""
+def _camera(scene: Scene, image: np.ndarray) -> np.ndarray:
+    """Optics, colour cast, haze and tone curve."""
     look = scene.look
-    soft = cv2.GaussianBlur(image, (0, 0), look.blur) if look.blur > 0.3 else image
+    side = 3 if look.blur < 0.65 else 5 if look.blur < 1.1 else 7
+    soft = cv2.GaussianBlur(image, (side, side), look.blur)
     level = np.arange(256, dtype=np.float32) / 255
     curves = np.stack([level**look.gamma * 255 * gain * (1 - haze / 255) + haze for gain, haze in zip(look.gain, look.haze, strict=True)], -1)
     return cv2.LUT(soft, np.clip(curves, 0, 255).astype(np.uint8)[None])
