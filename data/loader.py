@@ -90,26 +90,41 @@ class Pictures(Dataset[tuple[np.ndarray, np.ndarray, View]]):
     def __getitem__(self, draw: Draw) -> tuple[np.ndarray, np.ndarray, View]:
         """(RGB picture, targets (n, 5) [class, cx, cy, w, h in shares], view)."""
         plan = self.plan(draw)
+        return render(plan, self.store), self.targets(plan), self.view(draw, plan)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+        """Pictures of one size as a batch, drawn straight into its memory; a DataLoader asks for them this way."""
+        images = np.empty((len(draws), draws[0].height, draws[0].width, 3), np.uint8)
+        rows, views = [], []
+        for number, draw in enumerate(draws):
+            plan = self.plan(draw)
+            render(plan, self.store, images[number])
+            targets = self.targets(plan)
+            rows.append(np.concatenate([np.full((len(targets), 1), number, np.float32), targets], 1))
+            views.append(self.view(draw, plan))
+        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(np.concatenate(rows)), tuple(views))
+
+    def targets(self, plan: Plan) -> np.ndarray:
+        """What a plan shows: (n, 5) float32 [class, cx, cy, w, h in shares]."""
         classes, boxes = draw_boxes(plan, self.samples)
         shares = xyxy_to_cxcywh(boxes) / (plan.width, plan.height, plan.width, plan.height)
+        return np.concatenate([classes[:, None], shares], 1).astype(np.float32)
+
+    def view(self, draw: Draw, plan: Plan) -> View:
+        """How the picture came to be."""
         sample, layers = self.samples[draw.index], plan.stacks[0].layers
-        matrix = layers[0].matrix if layers else np.eye(3)
-        view = View(draw.index, sample.path, sample.width, sample.height, matrix)
-        return render(plan, self.store), np.concatenate([classes[:, None], shares], 1).astype(np.float32), view
+        return View(draw.index, sample.path, sample.width, sample.height, layers[0].matrix if layers else np.eye(3))
 
 
-def collate(items: Sequence[tuple[np.ndarray, np.ndarray, View]]) -> Batch:
-    """Put pictures of one size together."""
-    images = torch.from_numpy(np.stack([image for image, _, _ in items])).permute(0, 3, 1, 2)
-    rows = [np.concatenate([np.full((len(t), 1), i, np.float32), t], 1) for i, (_, t, _) in enumerate(items)]
-    targets = torch.from_numpy(np.concatenate(rows))
-    if get_worker_info() is not None:  # here a lack of shared memory is told; in the queue's own thread it is not, and the run would wait for ever
-        try:
-            images, targets = images.share_memory_(), targets.share_memory_()
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise EnvironmentFault(f"{reason}; shared memory (/dev/shm) is too small for the pictures: use fewer --workers, or --workers 0") from None
-    return Batch(images, targets, tuple(view for _, _, view in items))
+def share(batch: Batch) -> Batch:
+    """In a worker: the batch in shared memory. Here a lack of it is told; in the queue's own thread it is not, and the run would wait for ever."""
+    if get_worker_info() is None:
+        return batch
+    try:
+        return replace(batch, images=batch.images.share_memory_(), targets=batch.targets.share_memory_())
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise EnvironmentFault(f"{reason}; shared memory (/dev/shm) is too small for the pictures: use fewer --workers, or --workers 0") from None
 
 
 class TrainBatches(Sampler[list[Draw]]):
@@ -200,7 +215,7 @@ def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, 
         pictures,  # type: ignore[arg-type]
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=share,  # type: ignore[arg-type]  # `__getitems__` has made the batch
         pin_memory=pin,
         worker_init_fn=start_worker,
         persistent_workers=workers > 0,

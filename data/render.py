@@ -38,7 +38,7 @@ from data.plan import GREY, Layer, Plan, Stack, describe, draw_boxes, sample_rng
 from utils import draw  # noqa: E402
 from utils.draw import class_colour  # noqa: E402
 
-LEVELS = np.arange(256, dtype=np.uint8)[None]
+LEVELS = np.arange(256, dtype=np.uint8)
 
 ImageOf = Callable[[int], np.ndarray]  # sample index -> RGB uint8 (H, W, 3)
 
@@ -126,18 +126,19 @@ def inside(outline: np.ndarray, height: int, width: int) -> np.ndarray:
 def shift_colours(image: np.ndarray, gains: Sequence[float]) -> None:
     """Multiply hue (wrapping), saturation and value (both saturating) in place, each cut to its whole part."""
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    planes = [_scale(plane, *rule) for plane, *rule in zip(cv2.split(hsv), gains, (180, 256, 256), (True, False, False), strict=True)]
+    hue, saturation, value = (LEVELS * gain for gain in gains)
+    tables = (hue[:180] % 180, np.minimum(saturation, 255), np.minimum(value, 255))
+    planes = [_scale(plane, gain, table.astype(np.uint8)) for plane, gain, table in zip(cv2.split(hsv), gains, tables, strict=True)]
     cv2.cvtColor(cv2.merge(planes, hsv), cv2.COLOR_HSV2RGB, dst=image)
 
 
-def _scale(plane: np.ndarray, gain: float, levels: int, wraps: bool) -> np.ndarray:
-    """A plane of values below `levels`, each multiplied."""
-    product = np.arange(256) * gain
-    table = (product % levels if wraps else np.minimum(product, levels - 1)).astype(np.uint8)
+def _scale(plane: np.ndarray, gain: float, table: np.ndarray) -> np.ndarray:
+    """A plane of values that the table (k,) knows, each looked up; the table multiplies them by `gain`."""
     # OpenCV multiplies in a third of the time of a look-up, but rounds: half less is the whole part, for all but a few gains.
-    if np.array_equal(cv2.convertScaleAbs(LEVELS, alpha=gain, beta=-0.49999)[0, :levels], table[:levels]):
+    whole = cv2.convertScaleAbs(LEVELS[None, : len(table)], alpha=gain, beta=-0.49999)
+    if np.array_equal(whole[0], table):
         return cv2.convertScaleAbs(plane, alpha=gain, beta=-0.49999)
-    return cv2.LUT(plane, table)
+    return cv2.LUT(plane, np.resize(table, 256))
 
 
 def main() -> None:

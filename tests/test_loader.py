@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from data.dataset import ImageStore, Sample, load_data, load_split
 from data.labels import Labels
-from data.loader import Batch, Draw, EvaluationBatches, Pictures, TrainBatches, collate, evaluation_batches, make_loader, rect_batches
+from data.loader import Batch, Draw, EvaluationBatches, Pictures, TrainBatches, evaluation_batches, make_loader, rect_batches
 from data.plan import draw_boxes
 from data.render import render
 from utils.boxes import cxcywh_to_xyxy
@@ -181,14 +181,14 @@ def test_validation_pictures_are_letterboxed_and_lead_back(samples: list[Sample]
         assert seen == 16
 
 
-def test_collate_numbers_the_images(samples: list[Sample]) -> None:
+def test_a_batch_numbers_its_images(samples: list[Sample]) -> None:
     pictures = Pictures(samples, ImageStore(samples), None)
-    batch = collate([pictures[Draw(0, index, 0, 64, 64)] for index in (5, 0, 9)])  # 0 is a background
+    batch = pictures.__getitems__([Draw(0, index, 0, 64, 64) for index in (5, 0, 9)])  # 0 is a background
     assert batch.images.shape == (3, 3, 64, 64) and batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.targets[:, 0].tolist() == [0.0] * len(samples[5].labels) + [2.0] * len(samples[9].labels)
     assert torch.equal(batch.images[1].permute(1, 2, 0), torch.from_numpy(pictures[Draw(0, 0, 0, 64, 64)][0]))
-    empty = collate([pictures[Draw(0, 0, 0, 64, 64)]])
+    empty = pictures.__getitems__([Draw(0, 0, 0, 64, 64)])
     assert empty.targets.shape == (0, 6) and empty.targets.dtype == torch.float32
 
 
