@@ -64,7 +64,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 60rem; }
 a { color: var(--link); }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1rem 0; font-size: .92rem; }
-.warning { color: var(--warn-ink); background: var(--warn-back); border: 1px solid var(--warn-line); border-radius: 6px; padding: .6rem .9rem; font-weight: 600; }
+.warning { color: var(--warn-ink); background: var(--warn-back); border: 1px solid var(--warn-line); border-radius: 6px; padding: .6rem .9rem; }
 .note { color: var(--soft); font-size: .88rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; overflow-wrap: normal; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
