@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.dataset import Sample, available_memory
-from data.plan import Layer
+from data.plan import Layer, Rect
 
 ImageOf = Callable[[int], np.ndarray]  # sample index -> RGB uint8 (H, W, 3)
 RESERVE = 0.5  # share of the device's memory that is left to the training: weights, activations, pictures
@@ -61,20 +61,21 @@ class Crops:
 
     def __call__(self, layers: Sequence[Layer]) -> Located:
         """Copy the layers' crops one after the other; a crop that several layers show travels once."""
-        places: dict[tuple[int, ...], tuple[int, np.ndarray]] = {}
-        end = 0
+        places: dict[tuple[int, Rect], tuple[int, np.ndarray]] = {}
+        first, end = [], 0
         for layer in layers:
-            key = (layer.source, *layer.crop)
+            key = (layer.source, layer.crop)
             if key not in places:
                 x0, y0, x1, y1 = layer.crop
                 crop = self.image_of(layer.source)[y0:y1, x0:x1]
                 places[key] = (end, crop)
                 end += crop.size
+            first.append(places[key][0])
         store = np.empty(max(end, 3), np.uint8)
         for start, crop in places.values():
             store[start : start + crop.size].reshape(crop.shape)[:] = crop
-        first = np.array([places[(layer.source, *layer.crop)][0] for layer in layers], np.int64)
-        return Located(first, np.array([layer.crop[2] - layer.crop[0] for layer in layers], np.int64), torch.from_numpy(store))
+        row = [layer.crop[2] - layer.crop[0] for layer in layers]
+        return Located(np.array(first, np.int64), np.array(row, np.int64), torch.from_numpy(store))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -58,6 +58,10 @@ class Batch:
     def pin_memory(self) -> Batch:
         """Called by the DataLoader where transfers to a GPU overlap with computing."""
         return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+
+    def share_memory(self) -> Batch:
+        """A batch that another process reads. Raises RuntimeError where shared memory is short."""
+        return replace(self, images=self.images.share_memory_(), targets=self.targets.share_memory_())
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -116,12 +120,30 @@ class Pictures(Dataset[tuple[np.ndarray, np.ndarray, View]]):
         return View(draw.index, sample.path, sample.width, sample.height, layers[0].matrix if layers else np.eye(3))
 
 
-def share(batch: Batch) -> Batch:
+class Shareable(Protocol):
+    """What a worker can hand over."""
+
+    def share_memory(self) -> Any:
+        """Itself in shared memory; RuntimeError where that is short."""
+
+
+Handed = TypeVar("Handed", bound=Shareable)
+Made = TypeVar("Made", covariant=True)
+
+
+class BatchMaker(Protocol[Made]):
+    """A dataset that is asked for whole batches."""
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Made:
+        """The batch of these pictures, all of one size."""
+
+
+def share(batch: Handed) -> Handed:
     """In a worker: the batch in shared memory. Here a lack of it is told; in the queue's own thread it is not, and the run would wait for ever."""
     if get_worker_info() is None:
         return batch
     try:
-        return replace(batch, images=batch.images.share_memory_(), targets=batch.targets.share_memory_())
+        return batch.share_memory()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise EnvironmentFault(f"{reason}; shared memory (/dev/shm) is too small for the pictures: use fewer --workers, or --workers 0") from None
@@ -197,10 +219,10 @@ class EvaluationBatches(Sampler[list[Draw]]):
             yield [Draw(0, int(index), 0, width, height) for index in indices]
 
 
-class Loader(DataLoader[Batch]):
+class Loader(DataLoader[Handed]):
     """A DataLoader that raises a worker's error as it was, in one line; torch hands it over wrapped in the worker's traceback."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Handed]:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except (UserError, EnvironmentFault) as error:
@@ -208,11 +230,11 @@ class Loader(DataLoader[Batch]):
             raise kind(str(error).rstrip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
 
 
-def make_loader(pictures: Pictures, batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Batch]:
-    """A loader over `batches`; workers stay alive between epochs. Where the system can fork, the images kept in memory are shared."""
+def make_loader(pictures: BatchMaker[Handed], batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Handed]:
+    """A loader of what `pictures` makes of `batches`; workers stay alive between epochs. Where the system can fork, images kept in memory are shared."""
     context = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     return Loader(
-        pictures,  # type: ignore[arg-type]
+        pictures,  # type: ignore[arg-type]  # of a dataset it has what is asked for
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=share,  # type: ignore[arg-type]  # `__getitems__` has made the batch

@@ -1,0 +1,126 @@
+"""Training batches drawn on the device: the host only plans, one batch ahead of the device, which draws one batch ahead of the training.
+
+The order, the plans and so the boxes are those of data/loader.py; the pixels are those of data/render_torch.py.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataset import ImageStore
+from data.device import Crops, DeviceImages
+from data.loader import Batch, Draw, Pictures, TrainBatches, View, make_loader
+from data.render_torch import PackedPlans, draw, pack
+
+AHEAD = 2  # batches that are planned before they are asked for
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A batch that is still to be drawn."""
+
+    plans: PackedPlans
+    targets: Tensor  # as in Batch
+    views: tuple[View, ...]
+
+    def pin_memory(self) -> PlannedBatch:
+        """Called by the DataLoader."""
+        return replace(self, plans=self.plans.pin_memory(), targets=self.targets.pin_memory())
+
+    def share_memory(self) -> PlannedBatch:
+        """Called in its workers. Raises RuntimeError where shared memory is short."""
+        return replace(self, plans=self.plans.share_memory(), targets=self.targets.share_memory_())
+
+
+class PlannedPictures:
+    """Plans the pictures that some `Draw`s name; `images`: where their pixels are, known without holding them."""
+
+    def __init__(self, pictures: Pictures, images: DeviceImages | None) -> None:
+        self.pictures, self.locate = pictures, images.layout if images else Crops(pictures.store)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> PlannedBatch:
+        """A batch of pictures of one size."""
+        plans = [self.pictures.plan(draw) for draw in draws]
+        rows = [self.pictures.targets(plan) for plan in plans]
+        numbers = np.repeat(np.arange(len(rows), dtype=np.float32), [len(row) for row in rows])
+        targets = np.concatenate([numbers[:, None], np.concatenate(rows)], 1)
+        views = tuple(self.pictures.view(draw, plan) for draw, plan in zip(draws, plans, strict=True))
+        return PlannedBatch(pack(plans, self.locate), torch.from_numpy(targets), views)
+
+
+class DeviceBatches:
+    """An epoch's batches, as `make_loader` gives them, but with the images on the device; the targets stay on the host, pinned beside a GPU.
+
+    `images`: the dataset on the device; None: the parts that a batch shows are sent with it. Without workers a thread plans.
+    """
+
+    def __init__(self, pictures: Pictures, order: TrainBatches, device: torch.device, images: DeviceImages | None = None, workers: int = 0) -> None:
+        self.order, self.device, self.images = order, device, images
+        self.planned = PlannedPictures(pictures, images)
+        self.pin = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if self.pin else None
+        if self.stream is not None:  # the images may still be on their way
+            self.stream.wait_stream(torch.cuda.current_stream(device))
+        self.loader = make_loader(self.planned, order, workers, self.pin) if workers else None
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        queued: tuple[Batch, torch.cuda.Event | None] | None = None
+        for batch in self._plans() if self.loader is None else self.loader:
+            following = self._queue(batch)
+            if queued is not None:
+                yield self._ready(*queued)
+            queued = following
+        if queued is not None:
+            yield self._ready(*queued)
+
+    def _plans(self) -> Iterator[PlannedBatch]:
+        """Batches planned by a thread: while the training waits for the device it has the interpreter for itself."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead: deque[Future[PlannedBatch]] = deque()
+            for draws in self.order:
+                ahead.append(pool.submit(self._plan, draws))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _plan(self, draws: Sequence[Draw]) -> PlannedBatch:
+        batch = self.planned.__getitems__(draws)
+        return batch.pin_memory() if self.pin else batch
+
+    def _queue(self, batch: PlannedBatch) -> tuple[Batch, torch.cuda.Event | None]:
+        """Have the device draw the batch, beside what it is doing."""
+        pixels = self.images.pixels if self.images else None
+        if self.stream is None:
+            return Batch(draw(batch.plans.to(self.device), pixels), batch.targets, batch.views), None
+        with torch.cuda.stream(self.stream):
+            drawn = Batch(draw(batch.plans.to(self.device), pixels), batch.targets, batch.views)
+            return drawn, self.stream.record_event()
+
+    def _ready(self, batch: Batch, drawn: torch.cuda.Event | None) -> Batch:
+        """The batch, for whoever computes with it next: the device waits until it is drawn, the host does not."""
+        if drawn is not None:
+            training = torch.cuda.current_stream(self.device)
+            training.wait_event(drawn)
+            batch.images.record_stream(training)
+        return batch
+
+
+def cache_on_device(store: ImageStore, device: torch.device, quiet: bool = False) -> DeviceImages | None:
+    """--cache device: all images of the store in the memory of a GPU; None, with a word why, where there is none or they do not fit."""
+    if device.type == "cpu":
+        print("cache: --cache device is for a GPU, and this run has none; keeping images in RAM")
+        return None
+    fits, line = DeviceImages.fits(store.samples, device)
+    print(line)
+    return DeviceImages.load(store.samples, store, device, quiet) if fits else None
