@@ -20,7 +20,8 @@ from utils.errors import UserError, run
 
 def campaign(kind: str, options: Options) -> int:
     """Do the runs that are not done, then write the tables; 1 where a run failed."""
-    from reproduction.campaign import Stop, missing_models, open_campaign, planned, run_campaign, summary
+    from reproduction.campaign import Stop, open_campaign, run_campaign
+    from reproduction.folder import missing_models, planned, summary
 
     out = Path(options.out)
     with Stop(options.budget) as stop:
@@ -50,7 +51,7 @@ def plan(options: PlanOptions) -> int:
 
 def status(options: FolderOptions) -> int:
     """Print the state of every run of a folder."""
-    from reproduction.campaign import planned, summary
+    from reproduction.folder import planned, summary
 
     out = Path(options.out)
     _, jobs = planned(out)

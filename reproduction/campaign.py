@@ -1,9 +1,4 @@
-"""All runs of a campaign in one folder: done one after the other, each once, by as many processes as like to help.
-
-    OUT/campaign.json      what is to be run, under which settings; a start with others is refused
-    OUT/runs/<run>/        train.py's folder, record.json once the run is done, failed.txt with the reason where it failed
-    OUT/locks/<run>.lock   held by the process that does the run; the system frees it when that process ends, however it ends
-"""
+"""Runs of a campaign, done one after the other, each once, by as many processes as like to help."""
 
 from __future__ import annotations
 
@@ -14,26 +9,22 @@ import platform
 import signal
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from data.report import blind_scores
-from reproduction.job import Dataset, Job, do, epochs_done, is_done, jobs_of, open_dataset
-from reproduction.paper import STUDIES, Row, Study
+from reproduction.folder import CAMPAIGN, FAILED, Job, claim, existing, is_done, jobs_of, read_campaign
+from reproduction.job import Dataset, do, open_dataset
+from reproduction.paper import STUDIES, Study
 from reproduction.record import write_whole
 from reproduction.settings import Options, PlanOptions, check, chosen_rows, deciding, differences, shortened
-from utils.config import find_file
 from utils.errors import Terminated, UserError
 from utils.runtime import StopFlag
 
-CAMPAIGN, FAILED = "campaign.json", "failed.txt"
-STATES = ("done", "running", "missing", "failed")
 ADDED = ("paper_data: None ->", "fingerprints.paper: None ->")  # no change: the second dataset may come later
 WATCH = 0.2  # seconds between looks at the clock
 
@@ -48,14 +39,6 @@ class Campaign:
     settings: dict[str, Any]  # those that decide the results, and what of them is not the paper's
     datasets: dict[str, Dataset]  # by split
     jobs: tuple[Job, ...]  # of this call; other calls may have added more to the folder
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stands."""
-
-    kind: str  # one of STATES
-    detail: str = ""
 
 
 class Stop(StopFlag):
@@ -93,11 +76,6 @@ class Stop(StopFlag):
 # ---------------------------------------------------------------------------------------------------- opening
 
 
-def existing(study: Study) -> dict[str, bool]:
-    """Row name -> whether its model YAML is there."""
-    return {row.name: find_file(row.cfg).is_file() for row in study.rows}
-
-
 def open_campaign(study: Study, options: Options) -> Campaign:
     """Check settings and data, and enter them into OUT/campaign.json, or compare them with what stands there.
 
@@ -132,20 +110,6 @@ def open_campaign(study: Study, options: Options) -> Campaign:
     return Campaign(out, study, options, settings | {"shortened": shortened(settings)}, datasets, tuple(jobs))
 
 
-def read_campaign(out: Path) -> dict[str, Any]:
-    """campaign.json; empty where there is none. Raises UserError where it is damaged."""
-    path = out / CAMPAIGN
-    if not path.is_file():
-        return {}
-    try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); delete it and start the campaign again: finished runs are kept") from None
-    if not isinstance(plan, dict) or not {"study", "rows", "seeds", "splits", "settings"} <= set(plan) or plan["study"] not in STUDIES:
-        raise UserError(f"{path}: is not a campaign's file; choose another --out")
-    return plan
-
-
 def compare(out: Path, old: dict[str, Any], study: Study, settings: dict[str, Any], allow_change: bool) -> None:
     """Raise UserError with all that is no longer as it was, or print it where changes are allowed."""
     if old["study"] != study.name:
@@ -156,64 +120,6 @@ def compare(out: Path, old: dict[str, Any], study: Study, settings: dict[str, An
         raise UserError(f"{out / CAMPAIGN}: these are not the settings of the campaign in this folder; choose another --out, or --allow-change:{lines}")
     for line in changed:
         print(f"changed: {line}")
-
-
-# ---------------------------------------------------------------------------------------------------- states
-
-
-def planned(out: Path) -> tuple[Study, list[Job]]:
-    """The study of a campaign's folder, and all runs that were ever asked for. Raises UserError where it holds no campaign."""
-    plan = read_campaign(out)
-    if not plan:
-        raise UserError(f"{out}: no {CAMPAIGN} in it; a campaign's folder was expected (--out)")
-    study = STUDIES[plan["study"]]
-    rows = [row for row in study.rows if row.name in plan["rows"]]
-    return study, jobs_of(rows, plan["splits"], plan["seeds"])
-
-
-def state_of(out: Path, job: Job) -> State:
-    """Whether a run is done, running (somewhere), missing or failed."""
-    folder = out / "runs" / job.name
-    if is_done(folder):
-        return State("done")
-    with claim(out, job) as mine:
-        if not mine:
-            return State("running", f"{progress(folder)}, {holder(out, job)}")
-    if (folder / FAILED).is_file():
-        return State("failed", (folder / FAILED).read_text(encoding="utf-8").strip())
-    return State("missing", progress(folder) if (folder / "weights" / "last.pt").is_file() else "")
-
-
-def progress(folder: Path) -> str:
-    """'3 epochs done'."""
-    return f"{epochs_done(folder)} epochs done"
-
-
-def holder(out: Path, job: Job) -> str:
-    """Who does a run, as that process wrote it down."""
-    try:
-        return (out / "locks" / f"{job.name}.txt").read_text(encoding="utf-8").strip()
-    except OSError:
-        return "by another process"
-
-
-@contextmanager
-def claim(out: Path, job: Job, who: str = "") -> Iterator[bool]:
-    """Hold a run's lock inside; False where another process holds it. `who` is written down for the others."""
-    folder = out / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f"{job.name}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        if who:
-            write_whole(folder / f"{job.name}.txt", f"{who}\n".encode())
-        yield True
-    finally:
-        lock.release()
 
 
 # ---------------------------------------------------------------------------------------------------- running
@@ -266,16 +172,6 @@ def attempt(campaign: Campaign, job: Job, stop: Stop, action: Callable[..., obje
         (folder / FAILED).unlink(missing_ok=True)
 
 
-def summary(out: Path, jobs: Sequence[Job]) -> tuple[Counter[str], str]:
-    """How many runs are in which state, and a text that names all that are not done."""
-    states = {job.name: state_of(out, job) for job in jobs}
-    counts = Counter(state.kind for state in states.values())
-    lines = [", ".join(f"{counts[kind]} {kind}" for kind in STATES) + f", of {len(jobs)} runs in {out}"]
-    for kind in STATES[1:]:
-        lines += [f"  {kind}: {name}{f' ({state.detail})' if state.detail else ''}" for name, state in states.items() if state.kind == kind]
-    return counts, "\n".join(lines)
-
-
 def with_settings_of(out: Path, options: PlanOptions) -> tuple[Study, Options]:
     """For a plan: the study, and the options; where no --data is given, with the settings of the campaign in the folder."""
     plan = read_campaign(out)
@@ -284,9 +180,3 @@ def with_settings_of(out: Path, options: PlanOptions) -> tuple[Study, Options]:
         return study, options
     own = {name: value for name, value in plan["settings"].items() if name not in ("hyp", "fingerprints")}
     return study, replace(options, **own, rows=plan["rows"], seeds=plan["seeds"])
-
-
-def missing_models(study: Study) -> list[Row]:
-    """Rows of the paper's table whose model is not there yet."""
-    there = existing(study)
-    return [row for row in study.rows if not there[row.name]]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ import val
 from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, list_images, load_data, load_split
 from data.groups import generator
 from data.loader import Pictures, TrainBatches, evaluation_batches, make_loader
+from reproduction.folder import Job
 from reproduction.paper import Row
 from reproduction.parts import measure_parts, origins_and_clusters
-from reproduction.record import RECORD, RunRecord, save_record, write_whole
+from reproduction.record import RunRecord, save_record, write_whole
 from reproduction.settings import Options
 from utils.checkpoint import load_checkpoint
 from utils.complexity import synchronize
@@ -45,20 +45,6 @@ class Dataset:
     origins: list[str]  # source of each
     clusters: list[str]
     fingerprints: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run to be done."""
-
-    row: Row
-    split: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Folder name of the run."""
-        return f"{self.row.name}-{self.split}-s{self.seed}"
 
 
 # ------------------------------------------------------------------------------------------------- what is trained
@@ -155,15 +141,6 @@ def progress_of(folder: Path) -> dict[str, Any]:
     return dict(load_checkpoint(last)["progress"]) if last.is_file() else {}
 
 
-def epochs_done(folder: Path) -> int:
-    """Rows of a run's results.csv: for a look at the state, without reading a checkpoint."""
-    path = folder / "results.csv"
-    if not path.is_file():
-        return 0
-    with path.open(newline="", encoding="utf-8") as file:
-        return sum(1 for _ in csv.reader(file)) - 1
-
-
 def test(job: Job, data: Dataset, options: Options, settings: Mapping[str, Any], folder: Path, seconds: float) -> RunRecord:
     """Measure best.pt on the test images, as val.py does."""
     best = str(folder / "weights" / "best.pt")
@@ -215,13 +192,3 @@ def time_epoch(job: Job, data: Dataset, options: Options, out: Path) -> float:
         val.evaluate(run.ema.model, evaluation_batches(some, wanted.imgsz, 2 * wanted.batch_size, run.model.stride, True), run.names, run.device)
         validation = (time.perf_counter() - started) / len(some) * len(run.val_samples)
         return step * len(order) + validation
-
-
-def is_done(folder: Path) -> bool:
-    """Whether the run has its record."""
-    return (folder / RECORD).is_file()
-
-
-def jobs_of(rows: Sequence[Row], splits: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """All runs, in the order in which they are done: a first seed of every row before the second of any."""
-    return [Job(row, split, seed) for seed in seeds for split in splits for row in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reproduction.campaign import planned, read_campaign
+from reproduction.folder import planned, read_campaign
 from reproduction.record import load_records
 from reproduction.results import gather
 from reproduction.tables import all_tables, headline, text, write_tables

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from reproduction.campaign import existing, planned, read_campaign, state_of, with_settings_of
-from reproduction.job import Job, epochs_done, jobs_of, open_dataset, time_epoch
+from reproduction.campaign import with_settings_of
+from reproduction.folder import Job, epochs_done, existing, jobs_of, planned, read_campaign, state_of
+from reproduction.job import open_dataset, time_epoch
 from reproduction.record import load_records
 from reproduction.settings import Options, PlanOptions, check, chosen_rows
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from utils.checkpoint import TEMPORARY
 from utils.detections import Detections, Truth
 from utils.errors import UserError
 
 RECORD, ARRAYS = "record.json", "detections.npz"
 LISTS = ("detections", "coco_detections", "truths")
 VERSION = 1
+TEMPORARY = ".part"  # suffix of a file that is still being written
 
 
 @dataclass(frozen=True)
