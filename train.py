@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from utils.config import Hyp, find_file, load_hyp, option, parse
-from utils.errors import Diverged, EnvironmentFault, Terminated, UserError, run
+from utils.errors import EnvironmentFault, Terminated, UserError, run
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Options:
 OPTIONS = parse(Options) if __name__ == "__main__" else Options()
 
 import csv  # noqa: E402
+import functools  # noqa: E402
 import gc  # noqa: E402
 import math  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
@@ -74,7 +75,7 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split, warn_of_shared_images  # noqa: E402
 from data.images import write_image  # noqa: E402
-from data.loader import Batch, Pictures, TrainBatches, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
+from data.loader import Batch, Pictures, TrainBatches, View, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
 from models.detector import Detector  # noqa: E402
 from models.weights import build_detector, load_weights, model_from_checkpoint, new_detector, read_config  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
@@ -82,7 +83,7 @@ from utils.anchors import best_possible_recall, fit_anchors  # noqa: E402
 from utils.boxes import cxcywh_to_xyxy  # noqa: E402
 from utils.checkpoint import TEMPORARY, load_checkpoint, save_checkpoint  # noqa: E402
 from utils.ema import EMA  # noqa: E402
-from utils.loss import LossSettings, LossTerms, loss_settings  # noqa: E402
+from utils.loss import LossSettings, LossTerms, filled_up, loss_settings  # noqa: E402
 from utils.metrics import Report  # noqa: E402
 from utils.optim import Schedule, make_optimizer, set_rates  # noqa: E402
 from utils.plots import mosaic, plot_labels, plot_results  # noqa: E402
@@ -94,7 +95,10 @@ from val import evaluate, save_plots  # noqa: E402
 MAX_GRADIENT = 10.0  # gradients are scaled down to this norm, as YOLOv5 does
 ANCHOR_RECALL = 0.98  # anchors that can predict fewer of the objects are fitted anew
 # What may differ between a run and its resumption without changing the result.
-FREE_TO_CHANGE = {"resume", "allow_change", "device", "workers", "cache", "project", "name", "exist_ok", "nosave", "save_period", "strict", "tensorboard", "compile", "profile"}
+FREE_TO_CHANGE = {
+    *("resume", "allow_change", "device", "workers", "cache", "project", "name", "exist_ok", "nosave", "save_period", "strict", "tensorboard"),
+    *("compile", "profile"),
+}
 RESULT_COLUMNS = (
     *("epoch", "train/box_loss", "train/obj_loss", "train/cls_loss"),
     *("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "metrics/AP_paper"),
@@ -228,7 +232,7 @@ def prepare(options: Options) -> Run:
         scaler=torch.amp.GradScaler(device.type, enabled=amp is torch.float16),
         progress=Progress(),
         losses=loss_function(model, loss, amp, options.compile),
-        watch=Watch(device),
+        watch=Watch(device, every=1 if amp is torch.float16 else None),  # a gradient scaler does not heed the watch
     )
     if content:
         result.restore(content)
@@ -378,7 +382,7 @@ def loss_function(model: Detector, settings: LossSettings, amp: torch.dtype | No
     if compiled is None:
         return losses
     fast = torch.compile(losses, dynamic=False, mode="reduce-overhead" if compiled == "graphs" else None)
-    return lambda images, targets: fast(images, pad_targets(targets))
+    return lambda images, targets: fast(images, filled_up(targets))
 
 
 def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_folder: Path | None = None) -> None:
@@ -428,14 +432,14 @@ def train_step(run: Run, batch: Batch) -> None:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if terms is None:  # outside the handler: the exception holds on to the memory of its frames
             halve(run, batch, reason)
-    run.watch.add(terms, lambda: bad_batch("the loss", run, batch))
+    run.watch.add(terms, functools.partial(bad_batch, run, batch.views, progress.epoch, progress.done))
     progress.pending += 1
     if progress.pending >= accumulate:
         with record_function("optimizer"):
             run.scaler.unscale_(run.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT)
             if not run.scaler.is_enabled():  # under fp16 the scaler skips a step whose gradients are not finite by itself
-                run.watch.guard(run.optimizer, norm, lambda: bad_batch("a gradient", run, batch))
+                run.watch.guard(run.optimizer, norm)
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.optimizer.zero_grad()
@@ -478,11 +482,11 @@ def halve(run: Run, batch: Batch, reason: str) -> None:
     tqdm.write(f"out of memory ({reason}): going on with {size} images at a time, {run.options.batch_size} per batch as before")
 
 
-def bad_batch(what: str, run: Run, batch: Batch) -> str:
+def bad_batch(run: Run, views: Sequence[View], epoch: int, done: int, what: str) -> str:
     """The message for a batch that gave a value that is not finite."""
-    images = ", ".join(str(view.path) for view in batch.views)
+    images = ", ".join(str(view.path) for view in views)
     advice = "lower lr0, or train with --amp off" if run.amp else "lower lr0, or look at these images and their labels"
-    return f"{what} is not finite in epoch {run.progress.epoch + 1}, batch {run.progress.done + 1}; the weights are unchanged. {advice}. Images: {images}"
+    return f"{what} is not finite in epoch {epoch + 1}, batch {done + 1}; the weights are unchanged. {advice}. Images: {images}"
 
 
 def validate(run: Run, batches: DataLoader[Batch]) -> tuple[Report, dict[str, float]]:

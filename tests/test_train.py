@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import os
@@ -24,6 +25,7 @@ from tests.conftest import ROOT
 from utils.anchors import RawMap
 from utils.checkpoint import load_checkpoint
 from utils.errors import Diverged, EnvironmentFault, UserError
+from utils.loss import LossTerms, filled_up
 
 HYP = "mosaic: 1.0\nmixup: 0.3\ncopy_paste: 0.5\nwarmup_epochs: 1\n"
 
@@ -166,14 +168,14 @@ def test_gradients_are_accumulated_to_the_nominal_batch(tiny_data: Path, narrow_
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_data: Path, narrow_cfg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = train.Options(cfg=str(narrow_cfg), data=str(tiny_data), epochs=1, batch_size=4, imgsz=64, device="cpu", project=str(tmp_path))
     run = train.prepare(options)
-    real_loss, calls = train.detection_loss, []
+    real_losses, calls = run.losses, []
 
-    def poisoned(*arguments: object) -> object:
-        terms = real_loss(*arguments)  # type: ignore[arg-type]
+    def poisoned(images: torch.Tensor, targets: torch.Tensor) -> LossTerms:
+        terms = real_losses(images, targets)
         calls.append(1)
-        return terms._replace(total=terms.total * math.nan) if len(calls) == 3 else terms
+        return LossTerms(*(term * math.nan for term in terms)) if len(calls) == 3 else terms
 
-    monkeypatch.setattr(train, "detection_loss", poisoned)
+    run.losses = poisoned
     order = train.TrainBatches(run.samples, 4, 64, run.model.stride, 0)
     batches = train.make_loader(train.Pictures(run.samples, train.ImageStore(run.samples), run.hyp), order, 0)
     weights: list[torch.Tensor] = []
@@ -181,8 +183,36 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tiny_data: Pa
         for batch in batches:
             weights = [p.detach().clone() for p in run.model.parameters()]
             train.train_step(run, batch)
+            run.watch.look()
     assert len(calls) == 3 and all(torch.equal(a, b) for a, b in zip(weights, run.model.parameters(), strict=True))
     assert "batch 3" in str(found.value) and all(view.path.name in str(found.value) for view in batch.views)
+
+
+def test_compiled_losses_equal_the_plain_ones_and_compile_once(tiny_data: Path, narrow_cfg: Path, tmp_path: Path) -> None:
+    """As one graph, whatever the number of objects; traced here without generating code, which would take minutes."""
+    options = train.Options(cfg=str(narrow_cfg), data=str(tiny_data), epochs=1, batch_size=4, imgsz=64, device="cpu", project=str(tmp_path))
+    run = train.prepare(options)
+    run.model.train()
+    loader = train.make_loader(train.Pictures(run.samples, train.ImageStore(run.samples), run.hyp), train.TrainBatches(run.samples, 4, 64, 32, 0), 0)
+    traced: list[int] = []
+
+    def count(graph: torch.fx.GraphModule, _: object) -> object:
+        traced.append(len(graph.graph.nodes))
+        return graph.forward
+
+    state = copy.deepcopy(run.model.state_dict())
+    fast = torch.compile(run.losses, backend=count, dynamic=False, fullgraph=True)
+    results = []
+    for losses, fill in ((run.losses, False), (fast, True)):
+        run.model.load_state_dict(state)
+        for batch in loader:
+            terms = losses(batch.images, filled_up(batch.targets) if fill else batch.targets)
+            gradients = torch.autograd.grad(terms.total, [p for p in run.model.parameters() if p.requires_grad], allow_unused=True)
+            results.append((fill, *terms, *(g for g in gradients if g is not None)))
+    assert len(traced) == 1, "other numbers of objects were compiled anew"
+    half = len(results) // 2
+    for plain, compiled in zip(results[:half], results[half:], strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain[1:], compiled[1:], strict=True))
 
 
 def test_out_of_memory_halves_and_goes_on(

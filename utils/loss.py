@@ -81,6 +81,12 @@ def detection_loss(maps: Sequence[RawMap], targets: Tensor, anchors: Tensor, str
     return LossTerms((box + obj + cls) * maps[0].obj.shape[0], box.detach(), obj.detach(), cls.detach())
 
 
+def filled_up(targets: Tensor, least: int = 64) -> Tensor:
+    """Targets (N, 6) with rows of zeros, which match nothing, up to the next power of two: few lengths, so that little is compiled."""
+    length = max(least, 1 << (len(targets) - 1).bit_length()) if len(targets) else least
+    return F.pad(targets, (0, 0, 0, length - len(targets)))
+
+
 def _take(raw: RawMap, *index: Tensor) -> tuple[Tensor, Tensor]:
     """(box and class logits (n, 4 + nc) of the cells [image, y, x, anchor], objectness logits (B, H, W, A) of all)."""
     if raw.packed is not None:
