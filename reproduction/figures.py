@@ -7,6 +7,7 @@ figure: the hue says which head, a dark and solid line that MSFE is in the neck,
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,13 +220,18 @@ def difference_plot(panels: Mapping[str, Mapping[str, Interval]], study: Study, 
 
 def _foot(figure: Figure, *words: str) -> None:
     """A small grey line below the axes."""
-    figure.supxlabel(" \u00b7 ".join(word for word in words if word), fontsize=8.5, color=GREY)
+    figure.supxlabel(_wrapped(figure, " \u00b7 ".join(word for word in words if word)), fontsize=8.5, color=GREY)
 
 
 def _head(figure: Figure, words: str) -> None:
     """A small grey line above the axes, where a legend stands below them."""
     if words:
-        figure.suptitle(words, fontsize=8.5, color=GREY)
+        figure.suptitle(_wrapped(figure, words), fontsize=8.5, color=GREY)
+
+
+def _wrapped(figure: Figure, words: str) -> str:
+    """In lines that fit the figure: about 13 letters an inch."""
+    return "\n".join(textwrap.wrap(words, int(13 * figure.get_figwidth())))
 
 
 # -------------------------------------------------------------------------------------------------------- curves
@@ -260,7 +266,7 @@ _TRAINING_PANELS = (
 )
 
 
-def training_curves(lines: Sequence[Line], path: Path, note: str = "") -> Path:
+def training_curves(lines: Sequence[Line], path: Path, note: str = "", vector: bool = True) -> Path:
     """AP and losses over the epochs, from each run's results.csv: means over the runs of a line, the pale band from the lowest to the highest."""
     figure, axes = _figure(12.5, 6.6, 2, 3)
     tables = [[read_results(run.folder / "results.csv") for run in line.runs if (run.folder / "results.csv").is_file()] for line in lines]
@@ -286,7 +292,7 @@ def training_curves(lines: Sequence[Line], path: Path, note: str = "") -> Path:
         columns = min(5, len(handles))
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, fontsize=9, frameon=False, handlelength=2.8)
     _head(figure, note)
-    return _save(figure, path)
+    return _save(figure, path, vector)
 
 
 def _stacked(results: Sequence[dict[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ndarray]:
@@ -300,7 +306,7 @@ def _stacked(results: Sequence[dict[str, np.ndarray]], column: str) -> tuple[np.
     return np.array(common), np.array([[one[epoch] for epoch in common] for one in series])
 
 
-def pr_curves(lines: Sequence[Line], path: Path, note: str = "") -> Path:
+def pr_curves(lines: Sequence[Line], path: Path, note: str = "", vector: bool = True) -> Path:
     """Precision over recall at IoU 0.5 under both protocols, averaged over the runs of a line and the classes, with the APs in words."""
     legend = 0.22 * math.ceil(len(lines) / 2) + 0.1
     figure, axes = _figure(12, 5.9 + legend, 2, 2, (5.9, legend))
@@ -319,7 +325,7 @@ def pr_curves(lines: Sequence[Line], path: Path, note: str = "") -> Path:
         below.axis("off")
         below.legend(*ax.get_legend_handles_labels(), loc="upper center", ncols=2 if len(lines) > 1 else 1, fontsize=8.5, frameon=False, handlelength=2.8)
     _head(figure, note)
-    return _save(figure, path)
+    return _save(figure, path, vector)
 
 
 def _precision(run: RunRecord, protocol: str) -> np.ndarray:

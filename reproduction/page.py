@@ -17,6 +17,7 @@ from PIL import Image
 
 CHART_WIDTH, PHOTO_WIDTH = 1800, 1400  # pixels at most
 CHART_COLOURS, PHOTO_QUALITY = 128, 82
+DASHES, MARKS = ("-", "\u2013", "\u2212"), ("", "\u2713")
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ STYLE = """
   --link: #7ab8f5; --warn-ink: #ffdf9a; --warn-back: #3a2d0c; --warn-line: #a87a1b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 78rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
+main { max-width: 90rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: .5rem 0 1rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: .9rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 60rem; }
 a { color: var(--link); }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; margin: 1rem 0; font-size: .92rem; }
-.warning { color: var(--warn-ink); background: var(--warn-back); border: 1px solid var(--warn-line); border-radius: 6px; padding: .6rem .9rem; }
+.warning { color: var(--warn-ink); background: var(--warn-back); border: 1px solid var(--warn-line);
+  border-radius: 6px; padding: .4rem .9rem; max-width: 60rem; }
 .note { color: var(--soft); font-size: .88rem; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; overflow-wrap: normal; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
@@ -75,6 +77,8 @@ tr > :first-child { position: sticky; left: 0; z-index: 1; border-right: 1px sol
 tbody th { font-weight: 600; }
 tr.marked > * { background: var(--mark); }
 .number { text-align: right; }
+.mark { text-align: center; }
+code { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: .95em; }
 th button { all: unset; cursor: pointer; font-weight: 600; }
 th button:focus-visible, summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; }
@@ -106,13 +110,15 @@ for (const button of document.querySelectorAll("th button")) button.addEventList
 """
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_CODE = re.compile(r"`([^`]+)`")
 _NUMBER = re.compile(r"^\s*[+\-\u2212]?\d[\d,]*\.?\d*\b")
 
 
-def write_page(path: Path, title: str, notes: Sequence[str], sections: Sequence[Section], warning: str = "") -> Path:
-    """Write the page, UTF-8, and return its path. `warning` stands in a box of its own right below the title.
+def write_page(path: Path, title: str, notes: Sequence[str], sections: Sequence[Section], warnings: Sequence[str] = ()) -> Path:
+    """Write the page, UTF-8, and return its path. `warnings` stand in a box of their own right below the title.
 
-    All words are escaped: class names and paths may hold anything. Raises OSError where a picture cannot be read.
+    All words are escaped: class names and paths may hold anything; what stands between `backticks` is set as code.
+    Raises OSError where a picture cannot be read.
     """
     names = [f"s{number}" for number in range(len(sections))]
     links = "".join(f'<a href="#{name}">{escape(section.title)}</a>' for name, section in zip(names, sections, strict=True))
@@ -122,7 +128,7 @@ def write_page(path: Path, title: str, notes: Sequence[str], sections: Sequence[
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{escape(title)}</title><link rel="icon" href="data:,"><style>{STYLE}</style></head>
 <body><main><h1>{escape(title)}</h1>
-{f'<p class="warning" role="note">{escape(warning)}</p>' if warning else ""}
+{f'<div class="warning" role="note">{_paragraphs(warnings)}</div>' if warnings else ""}
 {_paragraphs(notes)}
 <nav aria-label="Sections">{links}</nav>
 {body}
@@ -140,13 +146,20 @@ def _section(name: str, section: Section) -> str:
 
 
 def _paragraphs(notes: Sequence[str]) -> str:
-    return "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return "".join(f"<p>{_words(note)}</p>" for note in notes)
+
+
+def _words(text: str) -> str:
+    """Escaped, with `code` set as code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def _table(table: Table) -> str:
-    """A table whose first column names the row; columns that hold mostly numbers are flushed right and sort as numbers."""
-    numeric = [_is_numeric([row[column] for row in table.rows]) for column in range(len(table.columns))]
-    kinds = [' class="number"' if number else "" for number in numeric]
+    """A table whose first column names the row; columns that hold mostly numbers are flushed right and sort as numbers, marks are centred."""
+    columns = [[row[column].strip() for row in table.rows] for column in range(len(table.columns))]
+    numeric = [_is_numeric(cells) for cells in columns]
+    marks = [all(cell in MARKS for cell in cells) for cells in columns]
+    kinds = [' class="number"' if number else ' class="mark"' if mark else "" for number, mark in zip(numeric, marks, strict=True)]
     head = "".join(
         f'<th scope="col"{kind}><button type="button"{" data-number=1" if number else ""}>{escape(word)}</button></th>'
         for word, kind, number in zip(table.columns, kinds, numeric, strict=True)
@@ -157,23 +170,26 @@ def _table(table: Table) -> str:
         cells = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(others, kinds[1:], strict=True))
         mark = ' class="marked"' if position in table.marked else ""
         lines.append(f'<tr{mark}><th scope="row" title="{first}">{first}</th>{cells}</tr>\n')
-    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    note = f'<p class="note">{_words(table.note)}</p>' if table.note else ""
     label = escape(table.title)
     return (
-        f'<h3>{label}</h3><div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f'<h3>{_words(table.title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>\n{''.join(lines)}</tbody></table></div>{note}\n"
     )
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:
-    filled = [cell for cell in cells if cell.strip(" -\u2013\u2212")]
-    return bool(filled) and 2 * sum(bool(_NUMBER.match(cell)) for cell in filled) > len(filled)
+    """Most of what is there are numbers, or dashes stand for all of them."""
+    filled = [cell for cell in cells if cell and cell not in DASHES]
+    if not filled:
+        return any(cells)
+    return 2 * sum(bool(_NUMBER.match(cell)) for cell in filled) > len(filled)
 
 
 def _picture(picture: Picture) -> str:
     uri, width, height = data_uri(picture.path, picture.photo)
-    caption = escape(picture.caption)
-    return f'<figure><img src="{uri}" alt="{caption}" width="{width}" height="{height}"><figcaption>{caption}</figcaption></figure>\n'
+    sizes = f'alt="{escape(picture.caption)}" width="{width}" height="{height}"'
+    return f'<figure><img src="{uri}" {sizes}><figcaption>{_words(picture.caption)}</figcaption></figure>\n'
 
 
 def data_uri(path: Path, photo: bool) -> tuple[str, int, int]:

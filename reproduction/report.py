@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from data.dataset import scan
+from data.dataset import Sample
+from data.images import read_image
+from data.labels import Labels
 from data.loader import evaluation_batches
 from models.weights import load_weights
 from reproduction import figures
@@ -32,8 +34,8 @@ def write_report(out: Path, results: Results, lines: Sequence[str], tables: Sequ
     """
     folder = out / "figures"
     (folder / "rows").mkdir(parents=True, exist_ok=True)
-    warning = " ".join(line for line in lines if line.startswith(WARNINGS))
-    note = next((line for line in lines if line.startswith(WARNINGS)), "")
+    warnings = [line for line in lines if line.startswith(WARNINGS)]
+    note = warnings[0] if warnings else ""
     parts = [table for table in tables if table.title.startswith("Results by")]
     sections = [Section("Results", (), [_marked(table) for table in tables if table not in parts])]
     if any(record.split == "main" for record in results.records):
@@ -41,10 +43,11 @@ def write_report(out: Path, results: Results, lines: Sequence[str], tables: Sequ
         sections.append(Section("Pictures", (), (), image_pictures(results, folder, note)))
     if parts:
         sections.append(Section("By source, size and share of the image", (), parts))
+    sections.append(Section("Each model", ("Curves by seed, P-R plots and the images with most errors; a click opens them.",)))
     sections += row_sections(results, folder / "rows", note)
     sections.append(Section("Runs", ("Every figure above comes from these.",), [runs_table(results)]))
     notes = [line for line in lines if not line.startswith(WARNINGS)]
-    return write_page(out / PAGE, f"{results.study.title}, reproduced", notes, sections, warning)
+    return write_page(out / PAGE, f"{results.study.title}, reproduced", notes, sections, warnings)
 
 
 def _marked(table: Table) -> Table:
@@ -103,7 +106,7 @@ def context_fields(runs: Sequence[RunRecord]) -> dict[str, ReceptiveField]:
         loaded = load_weights(weights, device)
         held = [Path(path) for path, truth in zip(run.images, run.truths, strict=True) if len(truth.classes)]
         step = max(1, len(held) // FIELD_IMAGES)
-        samples, _ = scan(held[::step][:FIELD_IMAGES], len(loaded.names), quiet=True)
+        samples = [_unlabelled(path) for path in held[::step][:FIELD_IMAGES]]
         side = -(-loaded.imgsz // loaded.model.stride) * loaded.model.stride
         batches = evaluation_batches(samples, side, 1, loaded.model.stride, rect=False)
         images = [batch.images[0].to(device).float() / 255 for batch in batches]
@@ -117,8 +120,9 @@ def row_sections(results: Results, folder: Path, note: str) -> list[Section]:
     sections = []
     for row, runs in figures.by_row(results.records, results.study).items():
         lines = figures.seed_lines(runs)
-        pictures = [Picture(figures.training_curves(lines, folder / f"{row}_training.png", note), "Training, by seed.")]
-        pictures.append(Picture(figures.pr_curves(lines, folder / f"{row}_pr.png", note), "Precision over recall at IoU 0.5 under both protocols, by seed."))
+        pictures = [Picture(figures.training_curves(lines, folder / f"{row}_training.png", note, vector=False), "Training, by seed.")]
+        path = figures.pr_curves(lines, folder / f"{row}_pr.png", note, vector=False)
+        pictures.append(Picture(path, "Precision over recall at IoU 0.5 under both protocols, by seed."))
         worst = figures.failure_cases(runs[0], folder / f"{row}_failures.png", FAILURES) if _images_are_there(runs[0]) else None
         if worst:
             pictures.append(Picture(worst, f"The images with most errors at confidence 0.5, as the paper's Fig. 17, of seed {runs[0].seed}.", photo=True))
@@ -136,6 +140,12 @@ def runs_table(results: Results) -> Table:
         own = [record.name, record.split, str(record.seed), str(settings.get("epochs", "")), str(settings.get("imgsz", ""))]
         rows.append([*own, *(f"{100 * share:.2f}" for share in shares), str(settings.get("device", ""))])
     return Table("All runs", columns, rows, "Each lies in runs/ beside this page: weights, results.csv, args.yaml, record.json, detections.npz.")
+
+
+def _unlabelled(path: Path) -> Sample:
+    """An image of which only the pixels matter."""
+    height, width = read_image(path).shape[:2]
+    return Sample(path, width, height, Labels.from_rows([]))
 
 
 def _images_are_there(run: RunRecord) -> bool:

@@ -36,7 +36,7 @@ def example(folder: Path) -> Path:
     table = Table(f"Table III {NASTY}", columns, rows, "* the interval holds 0", marked=[1])
     pictures = [Picture(folder / "chart.png", f"Fig. 14 {NASTY}"), Picture(folder / "photo \u6ed1\u5761.png", "Fig. 17", photo=True)]
     sections = [Section("Results", ["A paragraph."], [table], pictures), Section(f"Row {NASTY}", [], [], pictures, folded=True)]
-    return write_page(folder / "index.html", f"Ablation {NASTY}", [f"data: {NASTY}", "\udcff undecodable"], sections, "SHORTENED: 2 epochs")
+    return write_page(folder / "index.html", f"Ablation {NASTY}", [f"data: {NASTY}", "\udcff undecodable"], sections, ["SHORTENED: 2 epochs", NASTY])
 
 
 def test_everything_is_escaped_and_nothing_is_fetched(tmp_path: Path) -> None:
@@ -45,11 +45,16 @@ def test_everything_is_escaped_and_nothing_is_fetched(tmp_path: Path) -> None:
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert sources and all(source.startswith(("data:", "#")) for source in sources)
     assert not re.search(r"https?://|@import|url\(", text)
-    assert text.count('<p class="warning"') == 1 and "SHORTENED: 2 epochs" in text
+    assert text.count('<div class="warning"') == 1 and "SHORTENED: 2 epochs" in text
+
+
+def test_code_and_nothing_else_is_marked_up(tmp_path: Path) -> None:
+    text = write_page(tmp_path / "a.html", "a", ["protocol `paper`, `<b>`, one ` alone"], []).read_text(encoding="utf-8")
+    assert "<p>protocol <code>paper</code>, <code>&lt;b&gt;</code>, one ` alone</p>" in text
 
 
 def test_no_warning_box_without_a_warning(tmp_path: Path) -> None:
-    assert '<p class="warning"' not in write_page(tmp_path / "a.html", "a", [], []).read_text(encoding="utf-8")
+    assert '<div class="warning"' not in write_page(tmp_path / "a.html", "a", [], []).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("photo", "limit", "kind"), [(False, CHART_WIDTH, "PNG"), (True, PHOTO_WIDTH, "JPEG")])
@@ -60,6 +65,12 @@ def test_pictures_are_made_smaller_never_larger(tmp_path: Path, photo: bool, lim
         with Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))) as image:
             assert image.format == kind and image.size == (width, height) == expected
             assert np.abs(np.asarray(image.convert("RGB")).astype(int) - (200, 30, 60)).max() <= 3
+
+
+def test_columns_of_dashes_and_of_check_marks(tmp_path: Path) -> None:
+    table = Table("a", ["Model", "MSFE", "FPS", "empty"], [["a", "\u2713", "\u2013", ""], ["b", "", "-", ""]])
+    text = write_page(tmp_path / "a.html", "a", [], [Section("a", (), [table])]).read_text(encoding="utf-8")
+    assert re.findall(r'<th scope="col"( class="\w+")?', text) == ["", ' class="mark"', ' class="number"', ' class="mark"']
 
 
 def test_columns_of_numbers_are_told_from_columns_of_words(tmp_path: Path) -> None:
