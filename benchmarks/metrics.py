@@ -64,7 +64,7 @@ def matching(settings: Settings) -> Row:
         programs[PEER] = theirs = their_matching(detections, truths)
         ours = match(detections, truths, COCO_IOUS).truth.T >= 0
         assert np.array_equal(ours, theirs().numpy()), "the two programs match differently"
-    return measure("matching", "s", programs, settings.rounds_or(7), note=f"{len(truths)} images, ten thresholds; equal hits")
+    return measure("matching", "s", programs, settings.rounds_or(3), note=f"{len(truths)} images, ten thresholds; equal hits")
 
 
 def ap(settings: Settings) -> Row:

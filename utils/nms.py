@@ -47,43 +47,58 @@ def nms(
     kept. iou: a box that overlaps a better one of its class by more is dropped. classes: keep only these. agnostic: suppress
     across classes. multi_label: a box counts once for each class above `conf`, not only for its best one.
     """
-    return [_one_image(image, conf, iou, max_det, classes, agnostic, multi_label) for image in predictions]
+    index, best, labels = _candidates(predictions.flatten(0, 1), conf, classes, multi_label)
+    order = best.argsort(descending=True, stable=True)
+    counts = [len(order)]
+    if len(predictions) != 1:
+        image = torch.div(index, predictions.shape[1], rounding_mode="floor")
+        order = order[image[order].argsort(stable=True)]
+        counts = torch.bincount(image, minlength=len(predictions)).tolist()
+    found = []
+    for own in order.split(counts):
+        own = own[:MAX_CANDIDATES]
+        scores, kinds = best[own], labels[own]
+        boxes, keep = _suppress(predictions.flatten(0, 1), index[own], scores, None if agnostic else kinds, iou, max_det)
+        found.append(Detections(boxes.cpu().numpy(), scores[keep].cpu().numpy(), kinds[keep].cpu().numpy()))
+    return found
 
 
-def _one_image(rows: Tensor, conf: float, iou: float, max_det: int, classes: Sequence[int] | None, agnostic: bool, multi_label: bool) -> Detections:
-    rows = rows[rows[:, 4] > conf].float()
-    scores = rows[:, 5:] * rows[:, 4:5]
-    if multi_label and scores.shape[1] > 1:
-        index, labels = (scores > conf).nonzero(as_tuple=True)
-        best = scores[index, labels]
+def _candidates(flat: Tensor, conf: float, classes: Sequence[int] | None, multi_label: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What passes the score filter among all rows (M, 5 + nc) of a batch: position in `flat`, score and class (k,), in the order of the rows."""
+    index = (flat[:, 4] > conf).nonzero()[:, 0]
+    rows = flat[index].float()
+    if rows.shape[1] == 6:
+        best, labels = rows[:, 4] * rows[:, 5], torch.zeros_like(index)
     else:
-        best, labels = scores.max(1) if len(scores) else (scores.sum(1), scores.sum(1).long())
-        index = (best > conf).nonzero(as_tuple=True)[0]
-        best, labels = best[index], labels[index]
+        scores = rows[:, 5:] * rows[:, 4:5]
+        if multi_label:
+            position, labels = (scores > conf).nonzero(as_tuple=True)
+            index, best = index[position], scores[position, labels]
+        else:
+            best, labels = scores.max(1)
+    passed = best > conf
     if classes is not None:
-        wanted = (labels[:, None] == torch.tensor(list(classes), device=labels.device)).any(1)
-        index, best, labels = index[wanted], best[wanted], labels[wanted]
-    order = best.argsort(descending=True, stable=True)[:MAX_CANDIDATES]
-    best, labels = best[order], labels[order]
-    boxes = cxcywh_to_xyxy(rows[index[order], :4])
-    keep = _suppress(boxes, best, None if agnostic else labels, iou, max_det)
-    return Detections(boxes[keep].cpu().numpy(), best[keep].cpu().numpy(), labels[keep].cpu().numpy().astype(np.int64))
+        passed &= (labels[:, None] == torch.tensor(list(classes), device=labels.device)).any(1)
+    return index[passed], best[passed], labels[passed]
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou: float, max_det: int) -> Tensor:
-    """Indices of the first `max_det` boxes that greedy suppression keeps; boxes are sorted by score.
+def _suppress(flat: Tensor, index: Tensor, scores: Tensor, labels: Tensor | None, iou: float, max_det: int) -> tuple[Tensor, Tensor]:
+    """xyxy boxes of the first `max_det` rows that greedy suppression keeps, and their positions in `index`: rows of `flat`, by falling score.
 
     What greedy suppression keeps among the best k boxes does not depend on the rest, so it is tried on a few first.
     """
-    if labels is not None and len(boxes):
-        # Boxes of different classes are moved apart, so that one pass treats every class alone.
-        # In double precision: a thousand classes further right, float32 would round small boxes.
-        boxes, scores = boxes.double() + (labels * (boxes.max() - boxes.min() + 1).double())[:, None], scores.double()
     count = FIRST_CHUNK
     while True:
-        keep = _greedy()(boxes[:count], scores[:count], iou)
-        if len(keep) >= max_det or count >= len(boxes):
-            return keep[:max_det]
+        boxes, own = cxcywh_to_xyxy(flat[index[:count], :4].float()), scores[:count]
+        apart = boxes
+        if labels is not None and len(boxes) and flat.shape[1] > 6:
+            # Boxes of different classes are moved apart, so that one pass treats every class alone.
+            # In double precision: a thousand classes further right, float32 would round small boxes.
+            apart, own = boxes.double() + (labels[:count] * (boxes.max() - boxes.min() + 1).double())[:, None], own.double()
+        keep = _greedy()(apart, own, iou)
+        if len(keep) >= max_det or count >= len(index):
+            keep = keep[:max_det]
+            return boxes[keep], keep
         count *= 4
 
 

@@ -42,6 +42,22 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def inference_dtype(half: bool, device: torch.device) -> torch.dtype:
+    """What a network computes in: with `half` float16 on a GPU and bfloat16 on a CPU (which has no fast float16), else float32."""
+    if not half:
+        return torch.float32
+    return torch.bfloat16 if device.type == "cpu" else torch.float16
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX or ARM's); without it bfloat16 is slower than float32. Unknown: True."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return True
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
 def device_line(device: torch.device) -> str:
     """One line that says what the run computes on."""
     if device.type == "cuda":
