@@ -54,10 +54,11 @@ def render(scene: Scene, window: Window | None = None) -> tuple[np.ndarray, np.n
     houses = [house for house in scene.houses if _meets(house.corners, house.height * 3 + 8, wide)]
     for house in houses:
         cv2.fillConvexPoly(canvas.closed, _fixed(house.corners * 1.6 - house.corners.mean(0) * 0.6, wide), 255, shift=SHIFT)
-    image = _trees_and_light(scene, canvas)
+    _grow_trees(scene, canvas)
+    _shine(scene, canvas)
     for house in houses:
-        _draw_house(scene, image, house, wide)
-    image = _camera(scene, image)
+        _draw_house(scene, canvas, house)
+    image = _camera(scene, canvas)
     inner = (slice(MARGIN, MARGIN + height), slice(MARGIN, MARGIN + width))
     return image[inner], canvas.mask[inner]
 
@@ -115,7 +116,7 @@ def _ground(scene: Scene, window: Window) -> Canvas:
     _, _, _, grass, soil, _, _ = look.palette
     fine, broad = noise.fractal(window, 8, 4, FINE, gain=0.7), noise.fractal(window, 64, 4, BROAD, gain=0.7)
     smooth = _terrain(scene, window)
-    relief = smooth + cv2.addWeighted(noise.fractal(window, 16, 1, ROUGH), 1.3 * look.relief, fine, 0.9 * look.relief, 0)
+    relief = cv2.scaleAdd(noise.fractal(window, 16, 5, ROUGH), 2.4 * look.relief, smooth)
     # Soil shows through the grass where the noise exceeds a threshold, over a soft step of 0.35.
     threshold = _share(0.25 if look.forest > 0.4 else 0.45)
     bare = _bytes(fine, 0.6 / 0.35 * 255, broad, -1 / 0.35 * 255, (0.5 - threshold / 0.35) * 255)
@@ -197,9 +198,7 @@ def _parcels(scene: Scene, window: Window) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_line(canvas: Canvas, line: Line) -> None:
-    # Points lie closer together than a wide line needs.
-    points = line.points if line.width < 3 else np.concatenate([line.points[:-1:2], line.points[-1:]])
-    pieces = [_fixed(piece, canvas.window) for piece in _near(points, canvas.window, line.width * 2 + 24)]
+    pieces = [_fixed(piece, canvas.window) for piece in _near(line.points, canvas.window, line.width * 2 + 24)]
 
     def stroke(plane: np.ndarray, colour: tuple[float, ...] | int, width: float, edge: int = cv2.LINE_AA) -> None:
         cv2.polylines(plane, pieces, False, colour, max(int(round(width)), 1), edge, SHIFT)
@@ -318,64 +317,60 @@ def _washed(scene: Scene, slide: Slide, window: Window) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- trees, light, houses, camera
 
 
-def _trees_and_light(scene: Scene, canvas: Canvas) -> np.ndarray:
-    """Image (h, w, 3) uint8: trees over the ground, lit by the sun."""
-    look, noise, broad = scene.look, scene.noise, canvas.broad
+def _grow_trees(scene: Scene, canvas: Canvas) -> None:
+    """Tree crowns over the ground."""
+    look, numbers, broad = scene.look, scene.noise.numbers, canvas.broad
     _, dark, light, *_ = look.palette
-    height, number = crowns(canvas.window, look.crown, (int(noise.numbers[0, 0] * 512), int(noise.numbers[0, 1] * 512)))
+    height, number = crowns(canvas.window, look.crown, (int(numbers[0, 0] * 512), int(numbers[0, 1] * 512)))
     # A tree stands where its own number falls below the density of the place.
     density = cv2.addWeighted(broad, 2.2 * 2.55, broad, 0, (0.5 - 2.2 * _share(look.forest)) * 255 - 128 * 2.2 * 2.55)
     stands = cv2.bitwise_and(cv2.compare(density, number, cv2.CMP_GT), cv2.threshold(canvas.closed, 127, 255, cv2.THRESH_BINARY_INV)[1])
     canopy = cv2.bitwise_and(height, stands)
-    surface = cv2.scaleAdd(canopy.astype(np.float32), 0.42 * look.crown / 255, canvas.relief)
+    canvas.relief = cv2.scaleAdd(canopy.astype(np.float32), 0.42 * look.crown / 255, canvas.relief)
     # Leaves: from dark to light by the tree's own number and the place, darker towards the rim of a crown.
     leaf = cv2.addWeighted(number, 0.63, broad, 0.7 * 2.55, 0.185 * 255 - 128 * 0.7 * 2.55)
     cv2.copyTo(_coloured(leaf, _ramp(dark, light)), stands, canvas.colour)
     cv2.copyTo(cv2.convertScaleAbs(canopy, alpha=0.55 * UNIT / 255, beta=0.6 * UNIT), stands, canvas.shade)
-    shade = cv2.multiply(canvas.shade, _light(scene, surface), scale=1 / UNIT)
-    # Water is level: it mirrors the sky instead of the slope.
-    if canvas.level.any():
-        shade = cv2.multiply(shade, ~canvas.level, scale=1 / 255) + cv2.convertScaleAbs(canvas.level, alpha=0.95 * UNIT / 255)
-    return cv2.multiply(canvas.colour, cv2.merge([shade] * 3), scale=1 / UNIT)
 
 
-def _light(scene: Scene, surface: np.ndarray) -> np.ndarray:
-    """Light (h, w) uint8 in UNITs that falls on a surface (h, w) float32 of heights in pixels."""
+def _shine(scene: Scene, canvas: Canvas) -> None:
+    """The light of the sun on the relief, into the shade."""
     look = scene.look
     sun_x, sun_y, sun_z = look.sun
-    # How steeply it falls away from the sun, by Sobel's differences in both directions at once.
+    # How steeply the ground falls away from the sun, by Sobel's differences in both directions at once.
     x, y = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8, np.array([[-1, -2, -1], [0, 0, 0], [1, 2, 1]]) / 8
-    away = cv2.filter2D(surface, cv2.CV_32F, sun_x * x + sun_y * y)
+    away = cv2.filter2D(canvas.relief, cv2.CV_32F, sun_x * x + sun_y * y)
     scale = 50
     fall = (np.arange(256) - 128) / scale
     # Lambert's law; of the slope across the sun's direction only the usual size is known.
-    steep = 1 + (fall / np.hypot(sun_x, sun_y)) ** 2 + 0.5 * look.relief**2 + 0.1
-    lit = np.maximum(sun_z - fall, 0) / np.sqrt(steep)
-    table = np.minimum(look.ambient + (1 - look.ambient) / sun_z * lit, 1.7) * UNIT
-    return cv2.LUT(_bytes(away, scale, away, 0, 128), np.round(table).astype(np.uint8)[None])
+    lit = np.maximum(sun_z - fall, 0) / np.sqrt(1 + (fall / np.hypot(sun_x, sun_y)) ** 2 + 0.5 * look.relief**2 + 0.1)
+    light = np.minimum(look.ambient + (1 - look.ambient) / sun_z * lit, 1.7) ** look.contrast
+    shade = cv2.multiply(canvas.shade, cv2.LUT(_bytes(away, scale, away, 0, 128), np.round(light * UNIT).astype(np.uint8)[None]), scale=1 / UNIT)
+    # Water is level: it mirrors the sky instead of the slope.
+    if canvas.level.any():
+        shade = cv2.multiply(shade, ~canvas.level, scale=1 / 255) + cv2.convertScaleAbs(canvas.level, alpha=0.95 * UNIT / 255)
+    canvas.shade = shade
 
 
-def _draw_house(scene: Scene, image: np.ndarray, house: House, window: Window) -> None:
+def _draw_house(scene: Scene, canvas: Canvas, house: House) -> None:
     sun = np.array(scene.look.sun)
     cast = -sun[:2] / sun[2] * house.height
-    shadow = cv2.convexHull(np.concatenate([house.corners, house.corners + cast]).astype(np.float32))[:, 0]
-    cv2.fillConvexPoly(image, _fixed(shadow, window), (28, 32, 34), cv2.LINE_AA, SHIFT)
     a, b, c, d = house.corners
-    cv2.fillConvexPoly(image, _fixed(house.corners, window), house.roof, cv2.LINE_AA, SHIFT)
     # The two sides of a ridge roof catch different light.
     ridge = [(a + d) / 2, (b + c) / 2]
     facing = float(np.dot((a + b) / 2 - (c + d) / 2, sun[:2]))
-    bright, dull = tuple(min(v * 1.1, 255) for v in house.roof), tuple(v * 0.78 for v in house.roof)
-    half = np.array([a, b, ridge[1], ridge[0]]) if facing < 0 else np.array([ridge[0], ridge[1], c, d])
-    cv2.fillConvexPoly(image, _fixed(np.array([a, b, c, d]), window), bright, cv2.LINE_AA, SHIFT)
-    cv2.fillConvexPoly(image, _fixed(half, window), dull, cv2.LINE_AA, SHIFT)
+    turned = [a, b, ridge[1], ridge[0]] if facing < 0 else [ridge[0], ridge[1], c, d]
+    points = _fixed(np.array([a, b, c, d, *(house.corners + cast), *turned]), canvas.window)
+    cv2.fillConvexPoly(canvas.shade, cv2.convexHull(points[:8]), UNIT // 3, cv2.LINE_AA, SHIFT)
+    cv2.fillConvexPoly(canvas.shade, points[:4], UNIT, cv2.LINE_8, SHIFT)
+    cv2.fillConvexPoly(canvas.shade, points[8:], int(0.72 * UNIT), cv2.LINE_8, SHIFT)
+    cv2.fillConvexPoly(canvas.colour, points[:4], tuple(min(v * 1.1, 255) for v in house.roof), cv2.LINE_AA, SHIFT)
 
 
-def _camera(scene: Scene, image: np.ndarray) -> np.ndarray:
-    """Optics, colour cast, haze and tone curve."""
+def _camera(scene: Scene, canvas: Canvas) -> np.ndarray:
+    """Image (h, w, 3) uint8: colours in their light, with the camera's colour cast, haze and optics."""
     look = scene.look
+    planes = [cv2.convertScaleAbs(canvas.shade, alpha=gain * (1 - haze / 255)) for gain, haze in zip(look.gain, look.haze, strict=True)]
+    image = cv2.multiply(canvas.colour, cv2.merge(planes), scale=1 / UNIT)
     side = 3 if look.blur < 0.65 else 5 if look.blur < 1.1 else 7
-    soft = cv2.GaussianBlur(image, (side, side), look.blur)
-    level = np.arange(256, dtype=np.float32) / 255
-    curves = np.stack([level**look.gamma * 255 * gain * (1 - haze / 255) + haze for gain, haze in zip(look.gain, look.haze, strict=True)], -1)
-    return cv2.LUT(soft, np.clip(curves, 0, 255).astype(np.uint8)[None])
+    return cv2.add(cv2.GaussianBlur(image, (side, side), look.blur), np.array([*look.haze, 0]))
