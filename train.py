@@ -31,7 +31,7 @@ class Options:
     patience: int = option(100, "stop after this many epochs without a better result (0: never)")
     freeze: list[int] = option([0], "layers to freeze: a number N for the first N, or several layer numbers")
     workers: int | None = option(None, "processes that draw pictures (default: up to 8 with a GPU, 0 on the CPU)")
-    cache: str | None = option(None, "keep decoded images in memory", choices=("ram",), const="ram")
+    cache: str | None = option(None, "keep decoded images: in memory, or in the GPU's, which then draws the pictures", choices=("ram", "device"), const="ram")
     rect: bool = option(False, "rectangular batches (no mosaic)")
     multi_scale: bool = option(False, "another image size for every batch, +/- 50 %")
     label_smoothing: float = option(0.0, "label smoothing of the class targets")
@@ -74,6 +74,7 @@ from torch.utils.data import DataLoader  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, load_data, load_split, warn_of_shared_images  # noqa: E402
+from data.device_loader import DeviceBatches, cache_on_device  # noqa: E402
 from data.images import write_image  # noqa: E402
 from data.loader import Batch, Pictures, TrainBatches, View, evaluation_batches, make_loader, single_thread, split_batch  # noqa: E402
 from models.detector import Detector  # noqa: E402
@@ -583,13 +584,12 @@ def train(options: Options) -> Path:
         raise UserError(f"{run.folder}: all {options.epochs} epochs are done")
     write_arguments(run)
     store, val_store = ImageStore(run.samples), ImageStore(run.val_samples)
-    if options.cache:
-        store.keep()
-        val_store.keep()
-    hyp = replace(run.hyp, mosaic=0.0) if options.rect else run.hyp
-    workers, pin = worker_count(options.workers, run.device), run.device.type == "cuda"
+    workers = worker_count(options.workers, run.device)
     order = TrainBatches(run.samples, options.batch_size, options.imgsz, run.model.stride, options.seed, options.rect, options.multi_scale)
-    batches = make_loader(Pictures(run.samples, store, hyp, options.seed), order, workers, pin)
+    batches = training_batches(run, store, order, workers)
+    if options.cache:
+        val_store.keep()
+    pin = run.device.type == "cuda"
     val_batches = evaluation_batches(run.val_samples, options.imgsz, 2 * options.batch_size, run.model.stride, True, workers, val_store, pin)
     writer = tensorboard_writer(run.folder) if options.tensorboard else None
     with StopFlag() as stop:
@@ -607,6 +607,19 @@ def train(options: Options) -> Path:
         writer.close()
     conclude(run, val_batches)
     return run.folder
+
+
+def training_batches(run: Run, store: ImageStore, order: TrainBatches, workers: int) -> DataLoader[Batch] | DeviceBatches:
+    """The epochs' batches in `order`: drawn by the CPU or, where images are kept and there is a GPU, on the GPU."""
+    options, on_gpu = run.options, run.device.type != "cpu"
+    hyp = replace(run.hyp, mosaic=0.0) if options.rect else run.hyp
+    pictures = Pictures(run.samples, store, hyp, options.seed)
+    images = cache_on_device(store, run.device) if options.cache == "device" else None
+    if images is None and options.cache:
+        store.keep()
+    if on_gpu and options.cache in ("ram", "device"):
+        return DeviceBatches(pictures, order, run.device, images, workers)
+    return make_loader(pictures, order, workers, run.device.type == "cuda")
 
 
 def write_arguments(run: Run) -> None:
