@@ -6,13 +6,17 @@ from pathlib import Path
 
 from reproduction.folder import planned, read_campaign
 from reproduction.record import load_records
+from reproduction.report import write_report
 from reproduction.results import gather
 from reproduction.tables import all_tables, headline, text, write_tables
 from utils.errors import UserError
 
 
-def write_outputs(out: Path) -> str:
-    """Write OUT/table.md, .csv, .tex, .json; the tables as text. Raises UserError where no run is done."""
+def write_outputs(out: Path, page: bool = True) -> str:
+    """Write OUT/table.md, .csv, .tex, .json and, with `page`, OUT/figures/ and OUT/index.html; the tables as text.
+
+    Raises UserError where no run is done.
+    """
     study, jobs = planned(out)
     records = load_records(out)
     if not records:
@@ -20,4 +24,7 @@ def write_outputs(out: Path) -> str:
     results = gather(study, records, read_campaign(out)["no_pixel_rule"])
     lines, tables = headline(results, len(jobs)), all_tables(results)
     write_tables(out, results, lines, tables)
-    return f"{text(lines, tables)}\n\nwritten: {out / 'table.md'} (and .csv, .tex, .json)"
+    written = [f"{out / 'table.md'} (and .csv, .tex, .json)"]
+    if page:
+        written.append(str(write_report(out, results, lines, tables)))
+    return f"{text(lines, tables)}\n\nwritten: {', '.join(written)}"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from reproduction.record import write_whole
+
 CHART_WIDTH, PHOTO_WIDTH = 1800, 1400  # pixels at most
 CHART_COLOURS, PHOTO_QUALITY = 128, 82
 DASHES, MARKS = ("-", "\u2013", "\u2212"), ("", "\u2713")
@@ -134,7 +136,7 @@ def write_page(path: Path, title: str, notes: Sequence[str], sections: Sequence[
 {body}
 </main><script>{SCRIPT}</script></body></html>
 """
-    path.write_text(page, encoding="utf-8", errors="replace")  # a path may hold bytes that are no text
+    write_whole(path, page.encode(errors="replace"))  # a path may hold bytes that are no text
     return path
 
 
