@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from reproduction.paper import STUDIES
-from reproduction.settings import ComparisonOptions, FolderOptions, Options, PlanOptions
+from reproduction.settings import ComparisonOptions, Options, PlanOptions, StatusOptions, TablesOptions
 from utils.config import parse
 from utils.errors import UserError, run
 
@@ -37,7 +37,7 @@ def campaign(kind: str, options: Options) -> int:
     if counts["running"]:
         print("the process that finishes last writes the tables")
     elif counts["done"]:
-        write(out)
+        write(out, not options.no_page)
     return 1 if counts["failed"] else 0
 
 
@@ -49,7 +49,7 @@ def plan(options: PlanOptions) -> int:
     return 0
 
 
-def status(options: FolderOptions) -> int:
+def status(options: StatusOptions) -> int:
     """Print the state of every run of a folder."""
     from reproduction.folder import planned, summary
 
@@ -59,17 +59,17 @@ def status(options: FolderOptions) -> int:
     return 0
 
 
-def tables(options: FolderOptions) -> int:
+def tables(options: TablesOptions) -> int:
     """Write tables, figures and page of the runs that are done."""
-    write(Path(options.out))
+    write(Path(options.out), not options.no_page)
     return 0
 
 
-def write(out: Path) -> None:
+def write(out: Path, page: bool) -> None:
     """Print the tables and write all files that speak of the campaign."""
     from reproduction.outputs import write_outputs
 
-    print(write_outputs(out))
+    print(write_outputs(out, page))
 
 
 def main() -> int:
@@ -83,9 +83,9 @@ def main() -> int:
     if command == "plan":
         return plan(parse(PlanOptions, rest, prog))
     if command == "status":
-        return status(parse(FolderOptions, rest, prog))
+        return status(parse(StatusOptions, rest, prog))
     if command == "tables":
-        return tables(parse(FolderOptions, rest, prog))
+        return tables(parse(TablesOptions, rest, prog))
     print(__doc__)
     if command not in ("-h", "--help"):
         raise UserError(f"{command!r}: ablation, comparison, plan, status or tables was expected")

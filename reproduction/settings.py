@@ -33,6 +33,7 @@ class Options:
     cache: str | None = option(None, "keep decoded images in memory", choices=("ram",), const="ram")
     amp: str = option("auto", "mixed precision: auto takes bf16 or else fp16 on a GPU, nothing on the CPU", choices=("auto", "off", "bf16", "fp16"))
     allow_change: bool = option(False, "go on although settings or data are no longer those of the campaign; finished runs stay as they are")
+    no_page: bool = option(False, "write the tables only: no figures, no HTML page")
     out: str = option("runs/ablation", "folder of the campaign")
 
 
@@ -51,9 +52,17 @@ class PlanOptions(Options):
 
 
 @dataclass(frozen=True)
-class FolderOptions:
-    """Read a campaign's folder."""
+class StatusOptions:
+    """Say which runs of a campaign are done, running, missing, failed."""
 
+    out: str = option("runs/ablation", "folder of the campaign")
+
+
+@dataclass(frozen=True)
+class TablesOptions:
+    """Write tables, figures and page anew from the runs that are done."""
+
+    no_page: bool = option(False, "write the tables only: no figures, no HTML page")
     out: str = option("runs/ablation", "folder of the campaign")
 
 

@@ -21,9 +21,11 @@ import torch
 from reproduction.campaign import Campaign, Stop, open_campaign, run_campaign
 from reproduction.folder import FAILED, Job, claim, planned, state_of, summary
 from reproduction.job import Dataset
+from reproduction.outputs import write_outputs
 from reproduction.paper import STUDIES
+from reproduction.plan import plan_campaign
 from reproduction.record import RECORD, load_record, load_records
-from reproduction.settings import Options, check, chosen_rows, deciding, differences, shortened
+from reproduction.settings import Options, PlanOptions, check, chosen_rows, deciding, differences, shortened
 from tests.conftest import ROOT
 from utils.checkpoint import load_checkpoint
 from utils.errors import Terminated, UserError
@@ -31,7 +33,7 @@ from utils.runtime import StopFlag
 
 ROWS = ("yolov5s", "msfe", "odh")
 SETTINGS = ("--epochs", "3", "--img", "64", "--batch-size", "4", "--subset", "8", "--width", "0.0625", "--optimizer", "AdamW", "--device", "cpu")
-SETTINGS = (*SETTINGS, "--hyp", "data/hyps/short.yaml")
+SETTINGS = (*SETTINGS, "--hyp", "data/hyps/short.yaml", "--no-page")
 
 
 def start(command: str, *flags: str | Path) -> subprocess.Popen[str]:
@@ -94,17 +96,24 @@ def test_a_campaign_killed_twice_ends_as_one_that_never_stopped(shared_campaign:
         assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[1])
 
 
-def test_status_plan_and_tables_read_the_folder(shared_campaign: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_status_plan_and_tables_read_the_folder(shared_campaign: tuple[Path, list[str]]) -> None:
     out = shared_campaign[0]
     before = sorted(path for path in out.rglob("*") if path.is_file())
     (out / "table.md").unlink()
-    processes = {command: start(command, "--out", out) for command in ("status", "plan", "tables")}
-    printed = {command: process.communicate(timeout=120)[0] for command, process in processes.items()}
-    assert all(process.returncode == 0 for process in processes.values()), printed
-    assert printed["status"].startswith("6 done, 0 running, 0 missing, 0 failed, of 6 runs")
-    assert "0 of 6 runs are left: 0.0 hours" in printed["plan"] and "finished runs" in printed["plan"]
-    assert "Table III: ablation, protocol `paper`" in printed["tables"]
+    process = start("status", "--out", out)
+    assert process.communicate(timeout=120)[0].startswith("6 done, 0 running, 0 missing, 0 failed, of 6 runs") and process.returncode == 0
+    cost = plan_campaign(PlanOptions(out=str(out)))
+    assert "0 of 6 runs are left: 0.0 hours" in cost and "finished runs" in cost
+    assert "Table III: ablation, protocol `paper`" in write_outputs(out, page=False) and (out / "table.md").is_file()
     assert {path for path in before if path.suffix != ".lock"} <= {path for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_plan_times_what_has_not_run(tiny_data: Path, tmp_path: Path) -> None:
+    chosen = PlanOptions(data=str(tiny_data), rows=["yolov5s"], seeds=[0, 1], epochs=5, img=64, batch_size=4, width=0.0625, out=str(tmp_path / "out"))
+    words = plan_campaign(chosen).splitlines()
+    row = words[1].split()
+    assert row[:4] == ["yolov5s", "main", "2", "10"] and float(row[4]) > 0 and words[1].endswith("short timing")
+    assert words[2].startswith("2 of 2 runs are left") and not (tmp_path / "out").exists()
 
 
 def test_wrong_folders_and_commands_are_told(tmp_path: Path) -> None:
