@@ -132,7 +132,6 @@ def run_campaign(campaign: Campaign, stop: Stop, action: Callable[..., object] =
     Raises KeyboardInterrupt or Terminated, with the run saved, where a signal asked for the end.
     """
     out, device = campaign.out, campaign.options.device or "default device"
-    who = f"process {os.getpid()} on {platform.node()}, {device}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
     untried = {job.name for job in campaign.jobs}
     failed = {name for name in untried if (out / "runs" / name / FAILED).is_file()}  # by an earlier call, or another process before this one began
     began = True
@@ -142,6 +141,7 @@ def run_campaign(campaign: Campaign, stop: Stop, action: Callable[..., object] =
             folder = out / "runs" / job.name
             if stop.raised or is_done(folder) or job.name not in untried:
                 continue
+            who = f"process {os.getpid()} on {platform.node()}, {device}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
             with claim(out, job, who) as mine:
                 if not mine or is_done(folder) or ((folder / FAILED).is_file() and job.name not in failed):
                     continue

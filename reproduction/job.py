@@ -81,8 +81,8 @@ def write_subset(split: str, spec: DatasetSpec, count: int, out: Path) -> str:
 
 
 def model_yaml(row: Row, width: float | None, out: Path) -> str:
-    """The row's model YAML; of another width, OUT/cfg/<row>.yaml, which says only that."""
-    if width is None:
+    """The row's model YAML; of another width, OUT/cfg/<row>.yaml, which says only that. The comparison models have no width to change."""
+    if width is None or Path(row.cfg).parent.name == "baselines":
         return row.cfg
     path = out / "cfg" / f"{row.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from reproduction.folder import planned, read_campaign
+from reproduction.folder import missing_models, planned, read_campaign
 from reproduction.record import load_records
 from reproduction.report import write_report
 from reproduction.results import gather
@@ -22,7 +22,7 @@ def write_outputs(out: Path, page: bool = True) -> str:
     if not records:
         raise UserError(f"{out}: no run is done yet; nothing can be told")
     results = gather(study, records, read_campaign(out)["no_pixel_rule"])
-    lines, tables = headline(results, len(jobs)), all_tables(results)
+    lines, tables = headline(results, len(jobs), [row.title for row in missing_models(study)]), all_tables(results)
     write_tables(out, results, lines, tables)
     written = [f"{out / 'table.md'} (and .csv, .tex, .json)"]
     if page:

@@ -26,7 +26,7 @@ class Options:
     device: str = option("", "cpu, or a GPU number such as 0 (default: the first GPU, else the CPU); one process per device may share --out")
     budget: float | None = option(None, "stop after so many minutes, saved; start again to go on", metavar="MINUTES")
     subset: int | None = option(None, "train on so many of the training images, and validate on as large a share", metavar="N")
-    width: float | None = option(None, "width_multiple of every model (the paper's: 0.5)")
+    width: float | None = option(None, "width_multiple of the YOLO models (the paper's: 0.5)")
     hyp: str = option(HYP, "hyper-parameter YAML", metavar="FILE")
     optimizer: str = option(OPTIMIZER, "optimizer", choices=("SGD", "Adam", "AdamW"))
     workers: int | None = option(None, "processes that draw pictures (default: up to 8 with a GPU, 0 on the CPU)")

@@ -26,8 +26,11 @@ DIFFERENCE_NOTE = (
 BLIND_NOTE = "No-pixel rule: guesses a box from the image's width and height alone; what a model reaches below it need not come from looking."
 
 
-def headline(results: Results, planned: int) -> list[str]:
-    """What must be known before any figure is read; the first line says whether the campaign is shortened."""
+def headline(results: Results, planned: int, absent: Sequence[str] = ()) -> list[str]:
+    """What must be known before any figure is read; the first line says whether the campaign is shortened.
+
+    planned: how many runs the campaign has. absent: titles of the models of the paper's table that cannot be built yet.
+    """
     records = results.records
     first = records[0].settings
     cuts = sorted({"; ".join(one.settings["shortened"]) for one in records})
@@ -36,6 +39,8 @@ def headline(results: Results, planned: int) -> list[str]:
         lines.append(f"INCOMPLETE: {len(records)} of {planned} runs are done.")
     if len(cuts) > 1:
         lines.append("MIXED: these runs were made under different settings.")
+    if absent:
+        lines.append(f"Not built yet: {', '.join(absent)}.")
     for split in results.results:
         own = [one for one in records if one.split == split]
         tested = own[0].settings["tested_on"]

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from models.builder import load_config
+from models.yolo import DetectionModel
 from reproduction.campaign import Campaign, Stop, open_campaign, run_campaign
 from reproduction.folder import FAILED, Job, claim, planned, state_of, summary
-from reproduction.job import Dataset
+from reproduction.job import Dataset, model_yaml
 from reproduction.outputs import write_outputs
 from reproduction.paper import STUDIES
 from reproduction.plan import plan_campaign
@@ -28,6 +30,7 @@ from reproduction.record import RECORD, load_record, load_records
 from reproduction.settings import Options, PlanOptions, check, chosen_rows, deciding, differences, shortened
 from tests.conftest import ROOT
 from utils.checkpoint import load_checkpoint
+from utils.config import read_yaml
 from utils.errors import Terminated, UserError
 from utils.runtime import StopFlag
 
@@ -307,6 +310,15 @@ def test_subset_and_width_are_written_down(tiny_data: Path, tmp_path: Path) -> N
     assert opened.settings["shortened"] == ["2 epochs instead of 300", "64 px instead of 640", "width 0.25 instead of 0.5", "8 training images"]
     with pytest.raises(UserError, match="has 16 training images"):
         open_campaign(STUDIES["ablation"], options(tiny_data, tmp_path / "b", subset=17))
+
+
+def test_another_width_is_a_yaml_that_says_only_that(tmp_path: Path) -> None:
+    ablation, comparison = STUDIES["ablation"], STUDIES["comparison"]
+    path = model_yaml(ablation.row("msfe"), 0.25, tmp_path)
+    assert DetectionModel(load_config(path, 1)).config.to_dict() != DetectionModel(load_config("models/ablation/msfe.yaml", 1)).config.to_dict()
+    assert set(read_yaml(path)) == {"base", "width_multiple"} and read_yaml(path)["width_multiple"] == 0.25
+    assert model_yaml(ablation.row("msfe"), None, tmp_path) == "models/ablation/msfe.yaml"
+    assert model_yaml(comparison.row("ssd"), 0.25, tmp_path) == "models/baselines/ssd.yaml"
 
 
 def test_the_papers_own_settings_are_not_called_shortened() -> None:

@@ -146,6 +146,7 @@ def test_comparison_counts_from_ls_yolo() -> None:
     results = gather(STUDIES["comparison"], campaign(), {}, 50)
     assert [one.row.name for one in results.results["main"]] == ["yolov5s", "ls-yolo"]
     assert results.results["main"][1].to_reference == {} and results.results["main"][0].to_reference["AP50:95"].low > 0
+    assert "Not built yet: YOLOv7, YOLOX-L." in headline(results, 6, ["YOLOv7", "YOLOX-L"])
     assert numbers(results, ["x"]) and markdown(["x"], all_tables(results)) and latex(["x"], all_tables(results))
 
 
