@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.cache import File, open_cache
 from data.images import SUFFIXES, decode_image, is_complete, read_bytes, read_header, read_image
 from data.labels import Labels, parse_yolo
 from utils.config import YamlMap, check_keys, find_file, read_yaml
@@ -297,32 +298,43 @@ def _content(path: Path) -> bytes:
 
 
 class ImageStore:
-    """Pixels of the samples: from disk each time, or kept decoded in memory after `keep`."""
+    """Pixels of the samples: decoded each time, or once after `keep`."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
-        self.kept: list[np.ndarray | None] = [None] * len(samples)
+        self.kept: Sequence[np.ndarray] | None = None
 
     def __call__(self, index: int) -> np.ndarray:
         """RGB uint8 (H, W, 3) of sample `index`; not to be changed by the caller."""
-        image = self.kept[index]
-        if image is None:
-            sample = self.samples[index]
-            image = read_image(sample.path)
-            if image.shape[:2] != (sample.height, sample.width):
-                raise UserError(f"{sample.path}: changed since it was scanned; start again")
+        return self.decode(index) if self.kept is None else self.kept[index]
+
+    def decode(self, index: int) -> np.ndarray:
+        """The same, always from the image file. Raises UserError when it is not what the scan found."""
+        sample = self.samples[index]
+        image = read_image(sample.path)
+        if image.shape[:2] != (sample.height, sample.width):
+            raise UserError(f"{sample.path}: changed since it was scanned; start again")
         return image
 
-    def keep(self, quiet: bool = False) -> bool:
-        """Decode everything into memory (--cache ram); False, with a word why, where it would not fit."""
+    def keep(self, where: str = "ram", quiet: bool = False) -> bool:
+        """Keep everything decoded: in memory ("ram") or in a file that later runs find ("disk"). False, with a word why, where there is no room."""
+        if where == "disk":
+            files = [File(sample.path, sample.width, sample.height) for sample in self.samples]
+            self.kept = open_cache(files, self.decode, quiet)
+        elif where == "ram":
+            self.kept = self._in_memory(quiet)
+        else:
+            raise ValueError(f"images are kept in 'ram' or on 'disk', not {where!r}")
+        return self.kept is not None
+
+    def _in_memory(self, quiet: bool) -> list[np.ndarray] | None:
         needed, free = sum(s.width * s.height * 3 for s in self.samples), available_memory()
         if free is not None and needed > 0.8 * free:
             print(f"cache: {needed / 2**30:.1f} GiB of images do not fit into {free / 2**30:.1f} GiB of free memory; reading from disk")
-            return False
+            return None
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            images = pool.map(self, range(len(self.samples)))
-            self.kept = list(tqdm(images, f"cache {needed / 2**30:.2f} GiB", len(self.samples), unit="img", disable=quiet, leave=False))
-        return True
+            images = pool.map(self.decode, range(len(self.samples)))
+            return list(tqdm(images, f"cache {needed / 2**30:.2f} GiB", len(self.samples), unit="img", disable=quiet, leave=False))
 
 
 def available_memory() -> int | None:
