@@ -24,14 +24,19 @@ def peer_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 
+def how_to_install() -> str:
+    """What to say where the peer is missing."""
+    return (
+        f"the {PACKAGE} package is not in this environment; make one with `python -m venv .venv-bench`, "
+        f"`.venv-bench/bin/pip install -r requirements.txt`, `.venv-bench/bin/pip install --no-deps -r requirements-bench.txt`, "
+        f"and run this with .venv-bench/bin/python"
+    )
+
+
 def require_peer() -> ModuleType:
     """The imported package. Raises UserError that says how to install it."""
     if importlib.util.find_spec(PACKAGE) is None:
-        raise UserError(
-            f"the {PACKAGE} package is not in this environment; make one with `python -m venv .venv-bench`, "
-            f"`.venv-bench/bin/pip install -r requirements.txt`, `.venv-bench/bin/pip install --no-deps -r requirements-bench.txt`, "
-            f"and run this with .venv-bench/bin/python"
-        )
+        raise UserError(how_to_install())
     os.environ.setdefault("YOLO_OFFLINE", "true")
     if not hasattr(np, "trapz"):  # the peer was written before numpy renamed it
         np.trapz = np.trapezoid  # type: ignore[attr-defined]
@@ -40,10 +45,8 @@ def require_peer() -> ModuleType:
 
 def peer_model(size: str, nc: int, state: dict[str, torch.Tensor] | None = None) -> Any:
     """The peer's network of size n, s, m, l or x, freshly made or with a state dict in its own names."""
-    from importlib import import_module
-
     config = Path(str(require_peer().__file__)).parent / "models" / f"yolov5{size}.yaml"
-    model = import_module(f"{PACKAGE}.models.yolo").Model(str(config), ch=3, nc=nc)
+    model = importlib.import_module(f"{PACKAGE}.models.yolo").Model(str(config), ch=3, nc=nc)
     if state is not None:
         model.load_state_dict(state, strict=True)
     return model

@@ -1,151 +1,165 @@
-"""A validation pass and a detection run of this program and of YOLOv5: same network, weights, images, batch and size."""
+"""Rows `val` and `detect`: a validation pass and a detection run of this program and of YOLOv5: same network, weights, images and size."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import io
+import os
+import shutil
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from utils.config import option, parse
-from utils.errors import run
+import cv2
+import torch
 
+import detect as detect_script
+import models.yolo
+import val as val_script
+from benchmarks.data_pipeline import generated_set
+from benchmarks.peer import PACKAGE, peer_model, require_peer
+from benchmarks.timing import OURS, PEER, Program, Recipe, Row, Settings, alternate_processes
+from data.dataset import scan
+from data.images import read_image
+from data.loader import evaluation_batches, single_thread
+from models.foreign import Foreign, to_ours
+from models.weights import load_weights
+from models.yolo import build_model
+from utils.checkpoint import save_checkpoint
+from utils.runtime import select_device
 
-@dataclass(frozen=True)
-class Options:
-    """Measure validation and detection against the yolov5 package's."""
-
-    weights: str = option("", "YOLOv5 checkpoint of size --size (default: random weights)", metavar="FILE")
-    size: str = option("s", "which YOLOv5", choices=("n", "s", "m", "l", "x"))
-    source: str = option("../shared/real", "folder with images/ and labels/; generated images where it is absent", metavar="FOLDER")
-    images: int = option(48, "number of images")
-    img: int = option(640, "longer image side in pixels", "--imgsz")
-    batch_size: int = option(16, "images per batch of the validation; detection goes one by one, as YOLOv5 does, and also in these batches")
-    rounds: int = option(3, "measured passes per program")
-    threads: int | None = option(None, "threads of PyTorch (default: its own choice)")
-    device: str = option("cpu", "cpu, or a GPU number such as 0")
-
-
-# --help and wrong flags are answered before the seconds that importing torch takes.
-OPTIONS = parse(Options, prog="python -m benchmarks.val_detect") if __name__ == "__main__" else Options()
-
-import contextlib  # noqa: E402
-import io  # noqa: E402
-import os  # noqa: E402
-import shutil  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable  # noqa: E402
-from importlib import import_module  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
-
-import torch  # noqa: E402
-
-import detect  # noqa: E402
-import models.yolo  # noqa: E402
-import val  # noqa: E402
-from benchmarks.data_pipeline import generated_set  # noqa: E402
-from benchmarks.peer import PACKAGE, peer_model, require_peer  # noqa: E402
-from benchmarks.timing import alternate, ratio_line  # noqa: E402
-from data.dataset import scan  # noqa: E402
-from data.loader import evaluation_batches  # noqa: E402
-from models.foreign import Foreign, read_foreign, to_ours  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.checkpoint import save_checkpoint  # noqa: E402
-from utils.runtime import device_line, select_device  # noqa: E402
+SOURCE = Path("../shared/real")  # generated images where it is absent
+NAMES = ["landslide"]
+PASSING = ((1450, 0.001), (8, 0.25))  # so many predictions of an image score above so much, as a trained network's do
+SIDE, VAL_BATCH, MANY = 640, 16, 8
 
 
-def image_set(place: Path) -> Path:
-    """A folder with the first images of the source in even steps and their labels, because the peer writes a cache beside them."""
-    source = Path(OPTIONS.source)
-    if not (source / "images").is_dir():
-        return generated_set(OPTIONS.images, place)
-    paths = sorted((source / "images").iterdir())
+def image_set(place: Path, count: int) -> Path:
+    """A folder with `count` images of the source in even steps and their labels, because the peer writes a cache beside them."""
+    if not (SOURCE / "images").is_dir():
+        return generated_set(count, place)
+    paths = sorted((SOURCE / "images").iterdir())
     for kind in ("images", "labels"):
         (place / kind).mkdir(parents=True)
-    for path in paths[:: max(1, len(paths) // OPTIONS.images)][: OPTIONS.images]:
+    for path in paths[:: max(1, len(paths) // count)][:count]:
         shutil.copy(path, place / "images")
-        shutil.copy(source / "labels" / f"{path.stem}.txt", place / "labels")
+        shutil.copy(SOURCE / "labels" / f"{path.stem}.txt", place / "labels")
     return place / "images"
 
 
-def our_pass(model: DetectionModel, names: list[str], folder: Path, device: torch.device) -> Callable[[], object]:
+def stretch_objectness(model: Any, folder: Path) -> None:
+    """Scale and shift the objectness logits of the peer's random network until PASSING holds on the first images."""
+    images = [torch.from_numpy(cv2.resize(read_image(path), (320, 320))).permute(2, 0, 1).float() / 255 for path in sorted(folder.iterdir())[:4]]
+    with torch.no_grad():
+        logits = model.eval()(torch.stack(images))[0][..., 4].flatten().logit()
+        (many, low), (few, high) = ((logits.quantile(1 - count / 25_200), torch.tensor(score).logit()) for count, score in PASSING)
+        scale = (high - low) / (few - many)
+        for layer in model.model[-1].m:
+            width = layer.out_channels // 3
+            layer.weight[4::width] *= scale
+            layer.bias[4::width] = layer.bias[4::width] * scale + low - many * scale
+
+
+def write_weights(place: Path, folder: Path, settings: Settings) -> None:
+    """YOLOv5s of one class as ours.pt and, where the peer is there, the same weights as peer.pt."""
+    torch.manual_seed(0)
+    config, weights = (model := build_model("models/yolov5s.yaml", len(NAMES))).config, model.state_dict()
+    if settings.peer:
+        theirs = peer_model("s", len(NAMES))
+        stretch_objectness(theirs, folder)
+        theirs.names = dict(enumerate(NAMES))
+        config, weights = to_ours(Foreign(theirs.state_dict(), (), dict(theirs.yaml), "the peer's network"))
+        torch.save({"model": theirs, "ema": None}, place / "peer.pt")
+    save_checkpoint(place / "ours.pt", {"model": config.to_dict(), "names": NAMES, "imgsz": SIDE, "ema": weights})
+
+
+def _settle(settings: Settings) -> None:
+    os.environ["YOLO_VERBOSE"] = "false"  # no line per image
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+
+def our_validation(place: Path, folder: Path, side: int, settings: Settings) -> Program:
     """val.py's own evaluation, images from disk."""
-    samples, _ = scan(sorted(folder.iterdir()), len(names), quiet=True)
-    batches = evaluation_batches(samples, OPTIONS.img, OPTIONS.batch_size, 32)
-    return lambda: val.evaluate(model, batches, names, device)
+    _settle(settings)
+    single_thread()
+    device = select_device(settings.device)
+    model = load_weights(place / "ours.pt", device).model.fuse().to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+    samples, _ = scan(sorted(folder.iterdir()), len(NAMES), quiet=True)
+    batches = evaluation_batches(samples, side, VAL_BATCH, model.stride)
+    return lambda: val_script.evaluate(model, batches, NAMES, device)
 
 
-def their_pass(model: Any, names: list[str], folder: Path, place: Path) -> Callable[[], object]:
+def their_validation(place: Path, folder: Path, side: int, settings: Settings) -> Program:
     """The peer's evaluation."""
+    _settle(settings)
+    let_the_peer_load()
     loaders, evaluate = import_module(f"{PACKAGE}.utils.dataloaders"), import_module(f"{PACKAGE}.val").run
-    data = {"nc": len(names), "names": dict(enumerate(names)), "val": str(folder)}
-    batches, _ = loaders.create_dataloader(str(folder), OPTIONS.img, OPTIONS.batch_size, 32, pad=0.5, rect=True, workers=0)
-    settings = {"imgsz": OPTIONS.img, "half": False, "plots": False, "save_dir": place}
-    return lambda: evaluate(data, None, OPTIONS.batch_size, model=model, dataloader=batches, **settings)
+    model = torch.load(place / "peer.pt", weights_only=False)["model"].fuse().eval().to(select_device(settings.device))
+    data = {"nc": len(NAMES), "names": dict(enumerate(NAMES)), "val": str(folder)}
+    batches, _ = loaders.create_dataloader(str(folder), side, VAL_BATCH, 32, pad=0.5, rect=True, workers=0)
+    more = {"imgsz": side, "half": False, "plots": False, "save_dir": place}
+    return lambda: evaluate(data, None, VAL_BATCH, model=model, dataloader=batches, **more)
 
 
-def our_detection(weights: Path, folder: Path, place: Path, batch_size: int) -> Callable[[], object]:
+def our_detection(place: Path, folder: Path, side: int, batch_size: int, settings: Settings) -> Program:
     """detect.py from loading the weights to the last file."""
-    options = detect.Options(
-        weights=str(weights), source=str(folder), img=OPTIONS.img, device=OPTIONS.device, batch_size=batch_size, save_txt=True,
-        project=str(place), name="ours", exist_ok=True,
+    _settle(settings)
+    options = detect_script.Options(
+        weights=str(place / "ours.pt"), source=str(folder), img=side, device=settings.device, batch_size=batch_size, save_txt=True,
+        project=str(place), name=f"ours{batch_size}", exist_ok=True,
     )  # fmt: skip
 
     def call() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
-            detect.main(options)
+            detect_script.main(options)
 
     return call
 
 
-def their_detection(weights: Path, folder: Path, place: Path) -> Callable[[], object]:
+def their_detection(place: Path, folder: Path, side: int, settings: Settings) -> Program:
     """The peer's detection, likewise."""
+    _settle(settings)
+    let_the_peer_load()
     program = import_module(f"{PACKAGE}.detect").run
-    settings = {"device": OPTIONS.device, "save_txt": True, "project": str(place), "name": "theirs", "exist_ok": True}
-    return lambda: program(weights=str(weights), source=str(folder), imgsz=(OPTIONS.img, OPTIONS.img), **settings)
+    more = {"device": settings.device, "save_txt": True, "project": str(place), "name": "theirs", "exist_ok": True}
+    return lambda: program(weights=str(place / "peer.pt"), source=str(folder), imgsz=(side, side), **more)
 
 
 def let_the_peer_load() -> None:
     """The peer looks for its classes in a top-level `models.yolo`, which is ours here; and its files are pickles, made by this benchmark."""
+    require_peer()
     theirs = import_module(f"{PACKAGE}.models.yolo")
     for name in ("Detect", "Model"):
         setattr(models.yolo, name, getattr(theirs, name))
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 
 
-def main() -> None:
-    """Measure validation, then detection."""
-    os.environ["YOLO_VERBOSE"] = "false"  # no line per image
-    require_peer()
-    if OPTIONS.threads:
-        torch.set_num_threads(OPTIONS.threads)
-    device = select_device(OPTIONS.device)
-    foreign = read_foreign(OPTIONS.weights) if OPTIONS.weights else None
-    names = list(foreign.names) if foreign else ["landslide"]
-    theirs = peer_model(OPTIONS.size, len(names), dict(foreign.state) if foreign else None)
-    theirs.names = dict(enumerate(names))
-    config, weights = to_ours(foreign or Foreign(theirs.state_dict(), (), dict(theirs.yaml), "the peer's network"))
-    ours = DetectionModel(config)
-    ours.load_state_dict(weights)
-    title = f"yolov5{OPTIONS.size}, {len(names)} classes, {OPTIONS.images} images at {OPTIONS.img} px, {device_line(device)}"
+def val(settings: Settings) -> Row:
+    """A validation pass, images from disk, with NMS and metrics."""
+    side, count = (64, 4) if settings.quick else (SIDE, 48)
     with tempfile.TemporaryDirectory() as root:
-        place = Path(root)
-        folder = image_set(place / "set")
-        save_checkpoint(place / "ours.pt", {"model": config.to_dict(), "names": names, "imgsz": OPTIONS.img, "ema": ours.state_dict()})
-        torch.save({"model": theirs, "ema": None}, place / "theirs.pt")
-        let_the_peer_load()
-        ours.fuse().eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        passes = {"ours": our_pass(ours, names, folder, device), "theirs": their_pass(theirs.fuse().eval().to(device), names, folder, place)}
-        found = alternate(passes, OPTIONS.rounds, OPTIONS.images)
-        lines = [ratio_line(f"validation, batch {OPTIONS.batch_size}, {title}", "image", found["ours"], found["theirs"])]
-        runs = {
-            "one": our_detection(place / "ours.pt", folder, place, 1),
-            "batch": our_detection(place / "ours.pt", folder, place, OPTIONS.batch_size),
-            "theirs": their_detection(place / "theirs.pt", folder, place),
-        }
-        found = alternate(runs, OPTIONS.rounds, OPTIONS.images)
-        lines += [ratio_line(f"detection, batch 1, {title}", "image", found["one"], found["theirs"])]
-        lines += [ratio_line(f"detection, batch {OPTIONS.batch_size} (yolov5: 1), {title}", "image", found["batch"], found["theirs"])]
-    print("\n".join(lines))
+        place, folder = Path(root), image_set(Path(root) / "set", count)
+        write_weights(place, folder, settings)
+        programs: dict[str, Recipe] = {OURS: (our_validation, (place, folder, side, settings))}
+        if settings.peer:
+            programs[PEER] = (their_validation, (place, folder, side, settings))
+        found = alternate_processes(programs, settings.rounds_or(3), count)
+    return Row("val", "s/image", found[OURS], found.get(PEER), f"YOLOv5s, {count} images, {side} px, batch {VAL_BATCH}")
 
 
-if __name__ == "__main__":
-    run(main)
+def detect(settings: Settings) -> Row:
+    """A detection run with all files written: batch 1, the peer's only way; in the note ours in batches."""
+    side, count = (64, 4) if settings.quick else (SIDE, 48)
+    with tempfile.TemporaryDirectory() as root:
+        place, folder = Path(root), image_set(Path(root) / "set", count)
+        write_weights(place, folder, settings)
+        programs: dict[str, Recipe] = {name: (our_detection, (place, folder, side, size, settings)) for name, size in ((OURS, 1), ("many", MANY))}
+        if settings.peer:
+            programs[PEER] = (their_detection, (place, folder, side, settings))
+        found = alternate_processes(programs, settings.rounds_or(3), count)
+    row = Row("detect", "s/image", found[OURS], found.get(PEER), f"YOLOv5s, {count} images, {side} px, batch 1")
+    many = Row("detect", "s/image", found["many"], found.get(PEER))
+    figure = f"ratio {many.ratio:.2f}" if many.ratio else str(many.ours)
+    return Row(row.row, row.unit, row.ours, row.peer, f"{row.note}; ours in batches of {MANY}: {figure}")
