@@ -37,7 +37,7 @@ def campaign(kind: str, options: Options) -> int:
     if counts["running"]:
         print("the process that finishes last writes the tables")
     elif counts["done"]:
-        write(out, not options.no_page)
+        write(out, not (options.no_page or stop.late))
     return 1 if counts["failed"] else 0
 
 

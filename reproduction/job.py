@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import tempfile
 import time
@@ -17,7 +16,7 @@ import train
 import val
 from data.dataset import DatasetSpec, ImageStore, Sample, fingerprint, list_images, load_data, load_split
 from data.groups import generator
-from data.loader import Pictures, TrainBatches, evaluation_batches, make_loader
+from data.loader import TrainBatches, evaluation_batches
 from reproduction.folder import Job
 from reproduction.paper import Row
 from reproduction.parts import measure_parts, origins_and_clusters
@@ -29,7 +28,7 @@ from utils.config import find_file
 from utils.errors import UserError
 from utils.runtime import worker_count
 
-TIMED_SECONDS, TIMED_BATCHES = 20.0, 4  # of the short timing that a plan rests on: the first is not counted
+TIMED_SECONDS, TIMED_BATCHES = 20.0, 21  # of the short timing that a plan rests on: the first is not counted
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,7 @@ def train_options(job: Job, data: Dataset, options: Options, out: Path) -> train
         patience=0,  # all rows train equally long
         workers=options.workers,
         cache=options.cache,
+        compile=options.compile,
         seed=job.seed,
         amp=options.amp,
         project=str(out / "runs"),
@@ -171,14 +171,15 @@ def test(job: Job, data: Dataset, options: Options, settings: Mapping[str, Any],
 def time_epoch(job: Job, data: Dataset, options: Options, out: Path) -> float:
     """Seconds that an epoch of this run takes here, training and validation, from a few batches of each."""
     with tempfile.TemporaryDirectory() as folder:
-        wanted = replace(train_options(job, data, options, out), project=folder, resume=None, cache=None)
+        wanted = replace(train_options(job, data, options, out), project=folder, resume=None)
         run = train.prepare(wanted)
         run.model.train()
-        workers, pin = worker_count(wanted.workers, run.device), run.device.type == "cuda"
+        total = math.ceil(len(run.samples) / wanted.batch_size)
+        run.samples = run.samples[: TIMED_BATCHES * wanted.batch_size]
         order = TrainBatches(run.samples, wanted.batch_size, wanted.imgsz, run.model.stride, wanted.seed)
-        batches = iter(make_loader(Pictures(run.samples, ImageStore(run.samples), run.hyp, wanted.seed), order, workers, pin))
+        batches = iter(train.training_batches(run, ImageStore(run.samples), order, worker_count(wanted.workers, run.device)))
         ends = []
-        for batch in itertools.islice(batches, TIMED_BATCHES):
+        for batch in batches:
             train.train_step(run, batch)
             synchronize(run.device)
             ends.append(time.perf_counter())
@@ -191,4 +192,4 @@ def time_epoch(job: Job, data: Dataset, options: Options, out: Path) -> float:
         started = time.perf_counter()
         val.evaluate(run.ema.model, evaluation_batches(some, wanted.imgsz, 2 * wanted.batch_size, run.model.stride, True), run.names, run.device)
         validation = (time.perf_counter() - started) / len(some) * len(run.val_samples)
-        return step * len(order) + validation
+        return step * total + validation
