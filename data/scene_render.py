@@ -15,6 +15,7 @@ MARGIN = 8
 # Shades are bytes and UNIT is 1: planes of bytes are several times as fast as floats, and finer than a step of the image's own levels.
 UNIT = 128
 REACH = 8  # how far a landslide moves the ground around it, in pixels
+UP = np.linspace(0, 1, 256)  # what the bytes stand for in a table over [0, 1]
 
 
 @dataclass
@@ -23,7 +24,6 @@ class Canvas:
 
     window: Window
     relief: np.ndarray  # (h, w) float32 height in pixels
-    fine: np.ndarray  # (h, w) float32 noise of single pixels and more, in about [-1, 1]
     broad: np.ndarray  # (h, w) uint8 noise of tens of pixels: 128 + 100 * (about [-1, 1]); forest stands where it is high
     colour: np.ndarray  # (h, w, 3) uint8 RGB in full light
     shade: np.ndarray  # (h, w) uint8 texture that the colour is multiplied by, in UNITs
@@ -38,7 +38,7 @@ class Canvas:
 
 
 def render(scene: Scene, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Image (h, w, 3) uint8 RGB and landslide mask (h, w) uint8 (0 or 255) of `window` (left, top, width, height; default: all)."""
+    """Image (h, w, 3) uint8 RGB and landslide mask (h, w) uint8 (0 or 255) of `window` (left, top, width, height) in the scene; default: all."""
     left, top, width, height = window or (0, 0, scene.width, scene.height)
     wide = (left - MARGIN, top - MARGIN, width + 2 * MARGIN, height + 2 * MARGIN)
     canvas = _ground(scene, wide)
@@ -99,7 +99,7 @@ def _shades(part: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 def _ramp(first: Colour, last: Colour) -> np.ndarray:
     """Colours (256, 3) from one to the other."""
-    return np.linspace(first, last, 256)
+    return np.array(first) + np.subtract(last, first) * UP[:, None]
 
 
 def _share(share: float) -> float:
@@ -126,13 +126,13 @@ def _ground(scene: Scene, window: Window) -> Canvas:
     closed, level, mask = np.zeros((3, height, width), np.uint8)
     if look.farmland > 0.05:
         use = noise.fractal(window, 128, 3, USE)
-        fields = cv2.threshold(cv2.addWeighted(use, 1, fine, 0.08, 0), _share(look.farmland), 255, cv2.THRESH_BINARY)[1].astype(np.uint8)
-        if fields.any():
+        fields = (cv2.scaleAdd(fine, 0.08, use) > _share(look.farmland)).view(np.uint8) * np.uint8(255)
+        if cv2.countNonZero(fields):
             index, texture = _terraces(scene, smooth, use) if look.terraces else _parcels(scene, window)
             cv2.copyTo(_coloured(index, _crop_table(scene)), fields, colour)
             cv2.copyTo(cv2.multiply(texture, cv2.convertScaleAbs(fine, alpha=0.12 * UNIT, beta=UNIT), scale=1 / UNIT), fields, shade)
             closed[:] = fields
-    return Canvas(window, relief, fine, cv2.convertScaleAbs(broad, alpha=100, beta=128), colour, shade, closed, level, mask)
+    return Canvas(window, relief, cv2.convertScaleAbs(broad, alpha=100, beta=128), colour, shade, closed, level, mask)
 
 
 def _terrain(scene: Scene, window: Window) -> np.ndarray:
@@ -141,8 +141,7 @@ def _terrain(scene: Scene, window: Window) -> np.ndarray:
     step, pad = scene.step, scene.pad
     first_x, first_y = left // step - 4, top // step - 4
     last_x, last_y = (left + width) // step + 5, (top + height) // step + 5
-    rows, columns = scene.terrain.shape
-    big = scene.terrain[np.clip(np.arange(first_y, last_y) + pad, 0, rows - 1)[:, None], np.clip(np.arange(first_x, last_x) + pad, 0, columns - 1)]
+    big = scene.terrain[first_y + pad : last_y + pad, first_x + pad : last_x + pad]
     # Doubling makes a B-spline of it, which keeps a plane plane: OpenCV's cubic does not, and shows as ripples on every slope.
     for _ in range(step.bit_length() - 1):
         big = cv2.pyrUp(big)
@@ -166,8 +165,7 @@ def _terraces(scene: Scene, smooth: np.ndarray, use: np.ndarray) -> tuple[np.nda
     number = np.floor(level)
     parcel = np.floor(use * np.float32(14))
     index = (number * np.float32(37) + parcel * np.float32(101)).astype(np.int32).astype(np.uint8)  # modulo 256
-    up = np.linspace(0, 1, 256)
-    light = 1 - 0.45 * np.clip(1 - up * 5, 0, 1) + 0.12 * np.clip(up * 4 - 3, 0, 1)
+    light = 1 - 0.45 * np.clip(1 - UP * 5, 0, 1) + 0.12 * np.clip(UP * 4 - 3, 0, 1)
     return index, _shades(level - number, light)
 
 
@@ -186,11 +184,11 @@ def _parcels(scene: Scene, window: Window) -> tuple[np.ndarray, np.ndarray]:
     plot = np.floor(u)
     index = (strip * np.float32(59) + plot * np.float32(113)).astype(np.int32).astype(np.uint8)  # modulo 256
     # A dark edge of about a pixel, and light and dark crop rows.
-    up = np.abs(np.linspace(-0.5, 0.5, 256))
-    edges = [1 - 0.35 * np.clip(1.3 - (0.5 - up) * length, 0, 1) for length in (long, wide)]
+    aside = np.abs(UP - 0.5)
+    edges = [1 - 0.35 * np.clip(1.3 - (0.5 - aside) * length, 0, 1) for length in (long, wide)]
     across, along = (_shades(part, edge) for part, edge in zip((u - plot, v - strip), edges, strict=True))
     row = v * (wide / np.float32(max(2.6 / look.metres, 2.7)))
-    rows = _shades(row - np.floor(row), 0.94 + 0.24 * up)
+    rows = _shades(row - np.floor(row), 0.94 + 0.24 * aside)
     return index, cv2.multiply(rows, cv2.min(across, along), scale=1 / UNIT)
 
 
@@ -243,8 +241,7 @@ def _draw_patch(scene: Scene, canvas: Canvas, patch: Patch) -> None:
         across = x * np.float32(np.cos(patch.angle)) + y * np.float32(np.sin(patch.angle))
         wave = (across + 3 * scene.noise.fractal(local, 32, 2, BENCHES)) / np.float32(2 * patch.benches)
         # Two benches a wave, one lighter than the other, each with a dark foot.
-        up = np.linspace(0, 2, 256) % 2
-        light = 1 + 0.14 * (np.floor(up) - 0.5) - 0.2 * np.clip(1 - 6 * (up % 1), 0, 1)
+        light = 1 + 0.14 * ((UP >= 0.5) - 0.5) - 0.2 * np.clip(1 - 12 * (UP % 0.5), 0, 1)
         shade = cv2.multiply(shade, _shades(wave - np.floor(wave), light), scale=1 / UNIT)
     cv2.fillPoly(canvas.colour, [patch.outline - canvas.window[:2]], patch.colour, cv2.LINE_AA)
     cv2.copyTo(shade, shape, canvas.shade[part])
@@ -347,7 +344,7 @@ def _shine(scene: Scene, canvas: Canvas) -> None:
     light = np.minimum(look.ambient + (1 - look.ambient) / sun_z * lit, 1.7) ** look.contrast
     shade = cv2.multiply(canvas.shade, cv2.LUT(_bytes(away, scale, away, 0, 128), np.round(light * UNIT).astype(np.uint8)[None]), scale=1 / UNIT)
     # Water is level: it mirrors the sky instead of the slope.
-    if canvas.level.any():
+    if cv2.countNonZero(canvas.level):
         shade = cv2.multiply(shade, ~canvas.level, scale=1 / 255) + cv2.convertScaleAbs(canvas.level, alpha=0.95 * UNIT / 255)
     canvas.shade = shade
 
