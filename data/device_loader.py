@@ -64,6 +64,7 @@ class DeviceBatches:
     def __init__(self, pictures: Pictures, order: TrainBatches, device: torch.device, images: DeviceImages | None = None, workers: int = 0) -> None:
         self.order, self.device, self.images = order, device, images
         self.planned = PlannedPictures(pictures, images)
+        self.compiled: bool | None = None  # as `draw` decides
         self.pin = device.type == "cuda"
         self.stream = torch.cuda.Stream(device) if self.pin else None
         if self.stream is not None:  # the images may still be on their way
@@ -100,12 +101,23 @@ class DeviceBatches:
 
     def _queue(self, batch: PlannedBatch) -> tuple[Batch, torch.cuda.Event | None]:
         """Have the device draw the batch, beside what it is doing."""
-        pixels = self.images.pixels if self.images else None
         if self.stream is None:
-            return Batch(draw(batch.plans.to(self.device), pixels), batch.targets, batch.views), None
+            return Batch(self._draw(batch.plans), batch.targets, batch.views), None
         with torch.cuda.stream(self.stream):
-            drawn = Batch(draw(batch.plans.to(self.device), pixels), batch.targets, batch.views)
+            drawn = Batch(self._draw(batch.plans), batch.targets, batch.views)
             return drawn, self.stream.record_event()
+
+    def _draw(self, plans: PackedPlans) -> Tensor:
+        """The pictures; where their kernels cannot be compiled, drawn without from now on, which is slower but no reason to end a run."""
+        plans, pixels = plans.to(self.device), self.images.pixels if self.images else None
+        try:
+            return draw(plans, pixels, self.compiled)
+        except RuntimeError as error:
+            if self.compiled is False or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            self.compiled = False
+            print(f"warning: pictures are drawn uncompiled, which is slower: {str(error).strip().splitlines()[0]}")
+            return draw(plans, pixels, self.compiled)
 
     def _ready(self, batch: Batch, drawn: torch.cuda.Event | None) -> Batch:
         """The batch, for whoever computes with it next: the device waits until it is drawn, the host does not."""

@@ -87,7 +87,7 @@ def draw(packed: PackedPlans, pixels: Tensor | None = None, compiled: bool | Non
 
 @functools.cache
 def can_compile() -> bool:
-    """Whether torch.compile can make GPU kernels here: that takes Triton, which Windows lacks, and a C compiler."""
+    """Whether torch.compile has what it takes to make GPU kernels: Triton, which PyTorch for Windows lacks, and a C compiler."""
     compilers = [os.environ.get("CC", ""), "cc", "gcc", "clang"]
     return find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
 
@@ -277,6 +277,10 @@ def _pictures(p: PackedPlans, pixels: Tensor, kernels: Sequence[Callable[..., Te
         for group, edge, bit in zip(slots.split(GROUP), edges.split(GROUP, 1), bits.split(GROUP, 1), strict=True):
             top = cover(top, group, edge.contiguous(), bit.contiguous(), p.masks)
         painted.append(sample(pixels, top, matrix, last, place))
-    colour = torch.cat(painted)
+    colour = _joined(painted)
     parts = zip(*(table.split(at_once) for table in (colour[: len(p.upper)], p.upper, p.opacity, p.colours, p.shifted)), strict=True)
-    return torch.cat([finish(lower, colour[upper], *rest) for lower, upper, *rest in parts])
+    return _joined([finish(lower, colour[upper], *rest) for lower, upper, *rest in parts])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

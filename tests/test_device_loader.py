@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,3 +104,33 @@ def test_an_image_that_breaks_is_named_in_one_line(samples: list[Sample], tmp_pa
 def test_cache_device_without_a_gpu_says_so(samples: list[Sample], capsys: pytest.CaptureFixture[str]) -> None:
     assert cache_on_device(ImageStore(samples), CPU) is None
     assert "keeping images in RAM" in capsys.readouterr().out
+
+
+def test_a_compiler_that_fails_does_not_end_the_run(samples: list[Sample], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class CompilerError(RuntimeError):
+        __module__ = "torch._dynamo.exc"
+
+    def fail(*_: object) -> None:
+        raise CompilerError("no\nway")
+
+    expected = list(DeviceBatches(pictures_of(samples), order_of(samples), CPU))
+    monkeypatch.setattr("data.render_torch._compiled", lambda: (fail, fail, fail))
+    batches = DeviceBatches(pictures_of(samples), order_of(samples), CPU)
+    batches.compiled = True
+    found = list(batches)
+    assert all(torch.equal(a.images, b.images) for a, b in zip(found, expected, strict=True))
+    assert capsys.readouterr().out.count("drawn uncompiled, which is slower: no") == 1
+    monkeypatch.setattr(CompilerError, "__module__", "torch")
+    batches.compiled = True
+    with pytest.raises(CompilerError):
+        next(iter(batches))
+
+
+def test_what_workers_are_given_can_be_sent(samples: list[Sample]) -> None:
+    """Where processes are spawned, as on Windows, the planner is pickled: it holds no image and no tensor of the device."""
+    images = DeviceImages.load(samples, ImageStore(samples), CPU, quiet=True)
+    planned = DeviceBatches(pictures_of(samples), order_of(samples), CPU, images).planned
+    data = pickle.dumps(planned)
+    assert len(data) < 20_000 < images.layout.size
+    draws = next(iter(order_of(samples)))
+    assert torch.equal(pickle.loads(data).__getitems__(draws).targets, planned.__getitems__(draws).targets)  # noqa: S301
