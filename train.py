@@ -386,13 +386,12 @@ def loss_function(model: Detector, settings: LossSettings, amp: torch.dtype | No
     return lambda images, targets: fast(images, filled_up(targets))
 
 
-def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_folder: Path | None = None) -> None:
+def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, profile: StepProfile, picture_folder: Path | None = None) -> None:
     """One pass over the data, from where the run's progress stands. Raises Diverged before a bad value reaches the weights."""
     progress, total = run.progress, run.schedule.batches
     run.model.train()
     bar = tqdm(total=total, initial=progress.done, desc=f"{progress.epoch + 1}/{run.options.epochs}", unit="batch", dynamic_ncols=True)
     clock, images = WaitClock(), 0
-    profile = StepProfile(run.folder, run.options.profile, run.device) if progress.epoch == 0 else None
     with bar:
         for batch in clock.waiting(batches):
             if picture_folder is not None and progress.done < 3:
@@ -408,8 +407,7 @@ def train_one_epoch(run: Run, batches: Iterable[Batch], stop: StopFlag, picture_
                     refresh=False,
                 )
             bar.update()
-            if profile is not None:
-                profile.step(clock.waited)
+            profile.step(clock.last)
             if stop.raised:
                 save_checkpoint(run.folder / "weights" / "last.pt", run.state())
                 where = f"saved in epoch {progress.epoch + 1} after batch {progress.done} of {total}; go on with --resume {run.folder / 'weights' / 'last.pt'}"
@@ -592,17 +590,19 @@ def train(options: Options) -> Path:
     pin = run.device.type == "cuda"
     val_batches = evaluation_batches(run.val_samples, options.imgsz, 2 * options.batch_size, run.model.stride, True, workers, val_store, pin)
     writer = tensorboard_writer(run.folder) if options.tensorboard else None
+    profile = StepProfile(run.folder, options.profile, run.device)
     with StopFlag() as stop:
         ended = False
         while not ended:
             order.epoch, order.start = progress.epoch, progress.done
             if options.image_weights and progress.class_ap:
                 order.weights = image_weights(run.samples, progress.class_ap)
-            train_one_epoch(run, batches, stop, run.folder if progress.epoch == 0 else None)
+            train_one_epoch(run, batches, stop, profile, run.folder if progress.epoch == 0 else None)
             ended = finish_epoch(run, val_batches, stop)
             if writer is not None:
                 for key, value in progress.rows[-1].items():
                     writer.add_scalar(key, value, progress.epoch - 1)
+    profile.close()
     if writer is not None:
         writer.close()
     conclude(run, val_batches)

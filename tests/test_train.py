@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import json
 import math
 import os
 import shutil
@@ -128,11 +129,14 @@ def test_same_seed_same_results_other_seed_others(settings: list[str], whole_run
 def test_every_flag_works(settings: list[str], whole_run: Path, tmp_path: Path) -> None:
     flags = [*settings, "--project", tmp_path, "--epochs", "2"]
     run_train(*flags, "--rect", "--multi-scale", "--cos-lr", "--optimizer", "AdamW", "--label-smoothing", "0.1", "--single-cls", "--name", "a")
-    run_train(*flags, "--noval", "--nosave", "--image-weights", "--freeze", "3", "--noautoanchor", "--optimizer", "Adam", "--name", "b", "--strict")
+    others = ("--noval", "--nosave", "--image-weights", "--freeze", "3", "--noautoanchor", "--optimizer", "Adam", "--strict", "--profile", "2")
+    profiled = run_train(*flags, *others, "--name", "b")
+    assert "profile: 2 steps" in profiled.stdout and "backward" in profiled.stdout and json.loads((tmp_path / "b" / "trace.json").read_text())["traceEvents"]
     assert (tmp_path / "b" / "weights" / "last.pt").exists()
     first = (tmp_path / "b" / "results.csv").read_text().splitlines()[1].split(",")
     assert first[train.RESULT_COLUMNS.index("metrics/mAP_0.5")] == "nan"  # --noval: only the last epoch is validated
-    run_train(*flags, "--weights", whole_run / "weights" / "best.pt", "--patience", "1", "--amp", "bf16", "--name", "c", "--exist-ok", "--image-weights")
+    others = ("--patience", "1", "--amp", "bf16", "--exist-ok", "--image-weights", "--cache", "device")
+    run_train(*flags, *others, "--weights", whole_run / "weights" / "best.pt", "--name", "c")
     run_train(*flags, "--epochs", "1", "--name", "c", "--exist-ok", "--tensorboard")
     assert list((tmp_path / "c").glob("events.out.tfevents.*"))
     run_train(*flags, "--epochs", "1", "--name", "c")

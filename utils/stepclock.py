@@ -23,7 +23,7 @@ class WaitClock:
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.waited = 0.0
+        self.waited = self.last = 0.0  # altogether, and for the last item
 
     def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, with the clock running between one and the next."""
@@ -32,7 +32,8 @@ class WaitClock:
             asked = time.perf_counter()
             with record_function("wait"):
                 item = next(iterator, end)
-            self.waited += time.perf_counter() - asked
+            self.last = time.perf_counter() - asked
+            self.waited += self.last
             if item is end:
                 return
             yield item  # type: ignore[misc]
@@ -51,25 +52,34 @@ class StepProfile:
 
     def __init__(self, folder: Path, steps: int, device: torch.device) -> None:
         self.folder, self.steps, self.device, self.done = folder, steps, device, 0
+        self.started = self.waited = 0.0
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self.profile = profile(activities=activities) if steps else None
 
     def step(self, waited: float) -> None:
-        """Called after every step with the seconds waited for data so far."""
+        """Called after every step with the seconds it waited for data."""
         if self.profile is None:
             return
         self.done += 1
         if self.done == WARM_UP:
             synchronize(self.device)
             self.profile.start()
-            self.started, self.waited = time.perf_counter(), waited
-        elif self.done == WARM_UP + self.steps:
-            synchronize(self.device)
-            seconds, waited = time.perf_counter() - self.started, waited - self.waited
-            self.profile.stop()
-            self.profile.export_chrome_trace(str(self.folder / "trace.json"))
-            print(self.table(seconds, waited))
-            self.profile = None
+            self.started, self.waited = time.perf_counter(), 0.0
+        elif self.done > WARM_UP:
+            self.waited += waited
+            if self.done == WARM_UP + self.steps:
+                self.close()
+
+    def close(self) -> None:
+        """Write and print what was recorded; called at the latest when training ends."""
+        if self.profile is None or self.done <= WARM_UP:
+            return
+        synchronize(self.device)
+        self.steps, seconds = self.done - WARM_UP, time.perf_counter() - self.started
+        self.profile.stop()
+        self.profile.export_chrome_trace(str(self.folder / "trace.json"))
+        print(self.table(seconds, self.waited))
+        self.profile = None
 
     def table(self, seconds: float, waited: float) -> str:
         """Milliseconds a step of each part and of the costliest operators; `seconds` and `waited` are of all the recorded steps."""
