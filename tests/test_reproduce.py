@@ -30,7 +30,7 @@ from reproduction.record import RECORD, load_record, load_records
 from reproduction.settings import Options, PlanOptions, check, chosen_rows, deciding, differences, shortened
 from tests.conftest import ROOT
 from utils.checkpoint import load_checkpoint
-from utils.config import read_yaml
+from utils.config import parse, read_yaml
 from utils.errors import Terminated, UserError
 from utils.runtime import StopFlag
 
@@ -86,9 +86,8 @@ def test_a_campaign_killed_twice_ends_as_one_that_never_stopped(shared_campaign:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (last.parent.parent / RECORD).exists()
-    process = ablation(tiny_data, tmp_path, ("msfe",), ("1",))
-    printed = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, printed
+    flags = ("--data", str(tiny_data), "--out", str(tmp_path), "--rows", "msfe", "--seeds", "1", *SETTINGS)
+    run_campaign(open_campaign(STUDIES["ablation"], parse(Options, flags)), Stop(None))
     killed, whole = load_record(last.parent.parent), load_record(shared_campaign[0] / "runs" / "msfe-main-s1")
     assert killed.report == whole.report and killed.groups == whole.groups
     for mine, other in zip((*killed.detections, *killed.coco_detections), (*whole.detections, *whole.coco_detections), strict=True):
