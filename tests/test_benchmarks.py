@@ -49,7 +49,7 @@ def test_without_the_peer_each_says_how_to_get_it() -> None:
     assert done.returncode == 2 and "requirements-bench.txt" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["peer_detections", "data_pipeline", "train_step", "val_detect"])
+@pytest.mark.parametrize("name", ["peer_detections", "train_step", "val_detect"])
 def test_help_answers_without_the_heavy_imports(name: str) -> None:
     code = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('benchmarks.{name}', run_name='__main__')\nexcept SystemExit: pass\n"
     done = subprocess.run([sys.executable, "-c", code + "print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=False)
