@@ -24,6 +24,7 @@ from data.plan import (
     _canvas_planes,
     clip_polygon,
     draw_boxes,
+    layer_boxes,
     letterbox,
     sample_rng,
     training_plan,
@@ -276,6 +277,123 @@ def test_colour_gains() -> None:
     grey = image.copy()
     shift_colours(grey, (1.0, 0.0, 1.0))
     assert (np.ptp(grey, axis=2) == 0).all()
+
+
+def table_colours(image: np.ndarray, gains: Sequence[float]) -> np.ndarray:
+    """Hue, saturation and value of the whole picture looked up in three tables."""
+    x = np.arange(256, dtype=np.float64)
+    tables = np.stack([x * gains[0] % 180, np.minimum(x * gains[1], 255), np.minimum(x * gains[2], 255)], 1).astype(np.uint8)
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    return cv2.cvtColor(cv2.LUT(hsv, tables[None]), cv2.COLOR_HSV2RGB)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.one_of(st.floats(0, 2), st.sampled_from([0.0, 0.5, 1.0, 1.25, 1.4, 1.001, 2.0]))] * 3), st.integers(1, 70))
+def test_colours_equal_a_table_look_up(gains: tuple[float, float, float], width: int) -> None:
+    """Whichever way a plane is scaled; gains such as 1.001 are those that rounding gets wrong."""
+    image = np.random.default_rng(0).integers(0, 256, (90, width, 3)).astype(np.uint8)
+    expected = table_colours(image, gains)
+    shift_colours(image, gains)
+    assert np.array_equal(image, expected)
+
+
+def plain_render(plan: Plan, samples: Sequence[Sample], image_of: list[np.ndarray]) -> np.ndarray:
+    """Step by step on whole canvases: every layer in a picture of its own, laid over by a mask."""
+    canvases = []
+    for stack in plan.stacks:
+        canvas = np.full((plan.height, plan.width, 3), GREY, np.uint8)
+        for layer in stack.layers:
+            alone = render(Plan(plan.width, plan.height, (Stack((layer,)),)), image_of.__getitem__)
+            x0, y0, x1, y1 = layer.rect
+            mask = np.zeros((plan.height, plan.width), bool)
+            mask[y0:y1, x0:x1] = True
+            if layer.outline is not None:
+                mask &= inside(layer.outline, plan.height, plan.width)
+            canvas[mask] = alone[mask]
+        canvases.append(canvas)
+    if len(canvases) == 2:
+        canvases = [cv2.addWeighted(canvases[0], plan.stacks[0].opacity, canvases[1], plan.stacks[1].opacity, 0)]
+    return canvases[0] if plan.gains is None else table_colours(canvases[0], plan.gains)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), warped=st.booleans(), size=st.sampled_from([(256, 224), (97, 61), (32, 64)]))
+def test_a_picture_equals_one_drawn_step_by_step(seed: int, warped: bool, size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    samples = samples_of(seed, polygons=bool(rng.integers(2)))
+    images = [rng.integers(0, 256, (sample.height, sample.width, 3)).astype(np.uint8) for sample in samples]
+    hyp = Hyp(scale=0.9, mosaic=0.7, mixup=0.4, copy_paste=0.7, flipud=0.5, degrees=20.0 * warped, shear=5.0 * warped)
+    plan = training_plan(samples, 0, *size, hyp, sample_rng(seed, 0, 0))
+    assert np.array_equal(render(plan, images.__getitem__), plain_render(plan, samples, images))
+
+
+def test_a_picture_is_drawn_where_it_is_wanted() -> None:
+    samples = samples_of(3)
+    images = [np.random.default_rng(i).integers(0, 256, (s.height, s.width, 3)).astype(np.uint8) for i, s in enumerate(samples)]
+    plans = [training_plan(samples, i, 96, 64, Hyp(mixup=0.5), sample_rng(0, 0, i)) for i in range(5)]
+    batch = np.full((7, 64, 96, 3), 9, np.uint8)
+    for number, plan in enumerate(plans, 1):
+        assert render(plan, images.__getitem__, batch[number]).base is batch
+        assert np.array_equal(batch[number], render(plan, images.__getitem__))
+    assert (batch[[0, 6]] == 9).all()
+
+
+def test_only_images_in_view_are_opened() -> None:
+    """Zoomed in, a mosaic shows one to four of its images; what is out of sight is neither planned nor decoded, and nothing is decoded twice for a layer."""
+    samples = samples_of(1, count=9)
+    hyp = replace(PLAIN, mosaic=1.0, scale=0.9, translate=0.4)
+    counts = set()
+    for seed in range(60):
+        plan, opened = training_plan(samples, 0, 64, 64, hyp, sample_rng(seed, 0, 0)), []
+
+        def image_of(index: int, opened: list[int] = opened) -> np.ndarray:
+            opened.append(index)
+            return np.zeros((samples[index].height, samples[index].width, 3), np.uint8)
+
+        render(plan, image_of)
+        assert opened == [layer.source for layer in plan.stacks[0].layers]
+        for layer in plan.stacks[0].layers:
+            x0, y0, x1, y1 = layer.rect
+            assert 0 <= x0 < x1 <= 64 and 0 <= y0 < y1 <= 64
+        counts.add(len(opened))
+    assert {1, 2, 4} <= counts
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), polygons=st.booleans(), warped=st.booleans())
+def test_boxes_of_many_layers_are_those_of_each(seed: int, polygons: bool, warped: bool) -> None:
+    samples = samples_of(seed, polygons, 6)
+    hyp = Hyp(scale=0.9, mixup=0.5, copy_paste=0.9, degrees=20.0 * warped, perspective=0.0005 * warped)
+    plan = training_plan(samples, 0, 128, 96, hyp, sample_rng(seed, 0, 0))
+    classes, boxes = draw_boxes(plan, samples)
+    single = [layer_boxes([layer], samples, 128, 96) for stack in plan.stacks for layer in stack.layers]
+    assert np.array_equal(classes, np.concatenate([np.zeros(0), *(one[0] for one in single)]))
+    assert np.array_equal(boxes, np.concatenate([np.zeros((0, 4)), *(one[1] for one in single)]))
+
+
+def plain_clip(points: list[np.ndarray], planes: np.ndarray) -> list[np.ndarray]:
+    """Point by point."""
+    for a, b, c in planes:
+        kept = []
+        for i, point in enumerate(points):
+            last = points[i - 1]
+            here, before = a * point[0] + b * point[1] + c, a * last[0] + b * last[1] + c
+            if (here >= 0) != (before >= 0):
+                kept.append(last + (point - last) * (before / (before - here)))
+            if here >= 0:
+                kept.append(point)
+        points = kept
+    return points
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(-20, 40), st.floats(-20, 40)), min_size=3, max_size=8))
+def test_clip_polygon_equals_clipping_point_by_point(points: list[tuple[float, float]]) -> None:
+    planes = _canvas_planes(np.eye(3), 20, 16)
+    expected = plain_clip(list(np.array(points)), planes)
+    found = clip_polygon(np.array(points), planes)
+    assert found.shape == (len(expected), 2)
+    np.testing.assert_allclose(found, np.array(expected).reshape(-1, 2), atol=1e-9)
 
 
 @settings(max_examples=100, deadline=None)
