@@ -201,7 +201,7 @@ def difference_plot(panels: Mapping[str, Mapping[str, Interval]], study: Study, 
     figure, axes = _figure(1.9 + 3.7 * len(panels), 1.35 + 0.36 * most, 1, len(panels))
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
         ax.axvline(0, color=INK, linewidth=1)
-        reach = max([1e-9, *(abs(end) for d in rows.values() for end in (d.low, d.high))])
+        reach = max([0.1, *(abs(end) for d in rows.values() for end in (d.low, d.high))])
         for place, (row, d) in enumerate(rows.items()):
             colour = GREY if d.holds_zero else look(row, place).colour
             ax.plot([d.low, d.high], [place, place], color=colour, linewidth=2.4, solid_capstyle="butt")

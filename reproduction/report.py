@@ -21,7 +21,7 @@ from reproduction.results import Results
 
 PAGE = "index.html"
 WARNINGS = ("SHORTENED", "INCOMPLETE", "MIXED")  # words that a line of the headline begins with
-SIDE_BY_SIDE = {"ablation": ("yolov5s", "msfe", "wdh", "ls-yolo")}  # rows shown beside each other where all of them would be too many
+SIDE_BY_SIDE = {"ablation": ("yolov5s", "msfe", "wdh", "ls-yolo")}  # of a study with more rows than a page is wide: these, others in their place
 MOST_COLUMNS, SHOWN_IMAGES, FAILURES = 7, 6, 8
 CONTEXTS = ("odh", "adh", "cdh", "wdh")  # the same neck, four regression branches
 FIELD_IMAGES, FIELD_LEVEL = 8, 1  # test images with objects; P4, stride 16
@@ -79,8 +79,9 @@ def chart_pictures(results: Results, folder: Path, note: str) -> list[Picture]:
 def image_pictures(results: Results, folder: Path, note: str) -> list[Picture]:
     """Detections side by side, and receptive fields; only what the images and weights still there allow."""
     study, rows = results.study, figures.by_row(results.records, results.study)
-    preferred = [row for row in SIDE_BY_SIDE.get(study.name, ()) if row in rows]
-    runs = [rows[name][0] for name in (preferred if len(preferred) > 1 else list(rows)[:MOST_COLUMNS])]
+    preferred = SIDE_BY_SIDE.get(study.name, ())
+    chosen = sorted(rows, key=lambda row: row not in preferred)[: len(preferred) or MOST_COLUMNS]
+    runs = [own[0] for row, own in rows.items() if row in chosen]
     pictures = []
     if _images_are_there(runs[0]) and (images := figures.telling_images(runs, SHOWN_IMAGES)):
         path = figures.side_by_side(runs, images, study, folder / "detections.png")
