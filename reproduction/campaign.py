@@ -85,15 +85,18 @@ def open_campaign(study: Study, options: Options) -> Campaign:
     out = Path(options.out)
     rows = chosen_rows(study, options.rows, existing(study))
     paths = {"main": options.data} | ({"paper": options.paper_data} if options.paper_data else {})
+    settings, old = deciding(options), read_campaign(out)
+    if old and not options.allow_change:  # before a file of the campaign is touched
+        compare(out, old, study, settings, options.allow_change)
     datasets = {split: open_dataset(split, path, options, out) for split, path in paths.items()}
-    settings = deciding(options) | {"fingerprints": {split: data.fingerprints for split, data in datasets.items()}}
+    settings["fingerprints"] = {split: data.fingerprints for split, data in datasets.items()}
     blind = {split: blind_scores(data.train_samples, data.samples) for split, data in datasets.items()}
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "campaign.lock"):
         old = read_campaign(out)
         if old:
-            if not options.paper_data:  # the runs of an earlier call stay part of the campaign
-                settings["paper_data"] = old["settings"]["paper_data"]
+            # The runs that an earlier call did on a second dataset stay part of the campaign.
+            settings["paper_data"] = options.paper_data or old["settings"]["paper_data"]
             settings["fingerprints"] = {**old["settings"]["fingerprints"], **settings["fingerprints"]}
             compare(out, old, study, settings, options.allow_change)
         plan = {
@@ -114,7 +117,8 @@ def compare(out: Path, old: dict[str, Any], study: Study, settings: dict[str, An
     """Raise UserError with all that is no longer as it was, or print it where changes are allowed."""
     if old["study"] != study.name:
         raise UserError(f"{out / CAMPAIGN}: this folder holds a campaign of kind {old['study']!r}; choose another --out")
-    changed = [line for line in differences(old["settings"], settings) if not line.startswith(ADDED)]
+    before = {name: value for name, value in old["settings"].items() if name in settings and not (name == "paper_data" and settings[name] is None)}
+    changed = [line for line in differences(before, {name: settings[name] for name in before}) if not line.startswith(ADDED)]
     if changed and not allow_change:
         lines = "".join(f"\n  {line}" for line in changed)
         raise UserError(f"{out / CAMPAIGN}: these are not the settings of the campaign in this folder; choose another --out, or --allow-change:{lines}")

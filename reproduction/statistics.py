@@ -56,7 +56,10 @@ def paper_samples(detections: Sequence[Detections], truths: Sequence[Truth], cla
 
 
 def coco_samples(detections: Sequence[Detections], truths: Sequence[Truth], classes: int, weights: np.ndarray) -> np.ndarray:
-    """(b, 2) AP50 and AP50:95 in [0, 1] under the `coco` protocol for every row of `weights` (b, images)."""
+    """(b, 2) AP50 and AP50:95 in [0, 1] under the `coco` protocol for every row of `weights` (b, images): utils.metrics.coco_ap of the curves.
+
+    Equal scores enter together, where the report takes them in the order of the images: no sample depends on how images are named.
+    """
     matches = match([strongest(found) for found in detections], truths, COCO_IOUS)
     return _mean_of_classes(np.stack([_coco_class(matches, cls, weights) for cls in range(classes)]), matches, weights)
 

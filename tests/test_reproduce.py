@@ -307,6 +307,9 @@ def test_subset_and_width_are_written_down(tiny_data: Path, tmp_path: Path) -> N
     assert data.yaml == str(tmp_path / "data" / "main.yaml") and [len(set(paths)) for paths in lists.values()] == [8, 8]
     assert len(data.samples) == 16 and data.tested_on == "val"  # tested on all
     assert opened.settings["shortened"] == ["2 epochs instead of 300", "64 px instead of 640", "width 0.25 instead of 0.5", "8 training images"]
+    with pytest.raises(UserError, match="subset: 8 -> 4"):
+        open_campaign(STUDIES["ablation"], options(tiny_data, tmp_path, subset=4))
+    assert (tmp_path / "data" / "main-train.txt").read_text(encoding="utf-8").split() == lists["train"]  # refused before anything is written
     with pytest.raises(UserError, match="has 16 training images"):
         open_campaign(STUDIES["ablation"], options(tiny_data, tmp_path / "b", subset=17))
 
