@@ -51,7 +51,7 @@ from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from benchmarks.peer import PACKAGE, how_to_install, peer_environment  # noqa: E402
-from benchmarks.timing import Row, Settings  # noqa: E402
+from benchmarks.timing import Row, Settings, row_of  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
 
@@ -62,12 +62,6 @@ def chosen_rows(wanted: Sequence[str] | None) -> list[str]:
             near = difflib.get_close_matches(name, ROWS, 1)
             raise UserError(f"--only {name}: no such row{f'; did you mean {near[0]}?' if near else ''} Rows: {' '.join(ROWS)}")
     return [name for name in ROWS if not wanted or name in wanted]
-
-
-def measure_row(name: str, settings: Settings) -> Row:
-    """The row's function, in a process of its own: what it imports, allocates and sets touches no other row."""
-    row: Row = getattr(importlib.import_module(f"benchmarks.{ROWS[name]}"), name)(settings)
-    return row
 
 
 def machine() -> str:
@@ -124,7 +118,7 @@ def main() -> int:
             if name in left_out:
                 continue
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                future = pool.submit(measure_row, name, settings)
+                future = pool.submit(row_of, ROWS[name], name, settings)
                 error = future.exception()
             if error:  # the other rows are measured all the same
                 failed.append(name)

@@ -6,6 +6,7 @@ Every benchmark runs in an environment that holds both programs: see requirement
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ def require_peer() -> ModuleType:
     os.environ.setdefault("YOLO_OFFLINE", "true")
     if not hasattr(np, "trapz"):  # the peer was written before numpy renamed it
         np.trapz = np.trapezoid  # type: ignore[attr-defined]
+    logging.disable(logging.INFO)  # it lists every layer of every network
     return importlib.import_module(PACKAGE)
 
 

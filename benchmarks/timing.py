@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import statistics
 import time
@@ -77,6 +78,12 @@ class Row:
         """Plain values for JSON, numbers in `unit`."""
         peer = self.peer.median if self.peer else None
         return {"row": self.row, "ours": self.ours.median, "peer": peer, "unit": self.unit, "ratio": self.ratio, "spread": self.spread, "work": self.work}
+
+
+def row_of(module: str, name: str, settings: Settings) -> Row:
+    """The row `name` of benchmarks/`module`.py. Called in a process of its own: what a row imports, allocates and sets touches no other."""
+    row: Row = getattr(importlib.import_module(f"benchmarks.{module}"), name)(settings)
+    return row
 
 
 def alternate(programs: Mapping[str, Program], rounds: int, per: int = 1, warm: int = 1) -> dict[str, Measured]:
