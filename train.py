@@ -31,7 +31,12 @@ class Options:
     patience: int = option(100, "stop after this many epochs without a better result (0: never)")
     freeze: list[int] = option([0], "layers to freeze: a number N for the first N, or several layer numbers")
     workers: int | None = option(None, "processes that draw pictures (default: up to 8 with a GPU, 0 on the CPU)")
-    cache: str | None = option(None, "keep decoded images: in memory, or in the GPU's, which then draws the pictures", choices=("ram", "device"), const="ram")
+    cache: str | None = option(
+        None,
+        "keep decoded images: in memory, in a file that later runs find, or on the GPU; a GPU then draws the pictures itself",
+        choices=("ram", "disk", "device"),
+        const="ram",
+    )
     rect: bool = option(False, "rectangular batches (no mosaic)")
     multi_scale: bool = option(False, "another image size for every batch, +/- 50 %")
     label_smoothing: float = option(0.0, "label smoothing of the class targets")
@@ -586,7 +591,7 @@ def train(options: Options) -> Path:
     order = TrainBatches(run.samples, options.batch_size, options.imgsz, run.model.stride, options.seed, options.rect, options.multi_scale)
     batches = training_batches(run, store, order, workers)
     if options.cache:
-        val_store.keep()
+        val_store.keep("disk" if options.cache == "disk" else "ram")
     pin = run.device.type == "cuda"
     val_batches = evaluation_batches(run.val_samples, options.imgsz, 2 * options.batch_size, run.model.stride, True, workers, val_store, pin)
     writer = tensorboard_writer(run.folder) if options.tensorboard else None
@@ -616,8 +621,8 @@ def training_batches(run: Run, store: ImageStore, order: TrainBatches, workers: 
     pictures = Pictures(run.samples, store, hyp, options.seed)
     images = cache_on_device(store, run.device) if options.cache == "device" else None
     if images is None and options.cache:
-        store.keep()
-    if on_gpu and options.cache in ("ram", "device"):
+        store.keep("disk" if options.cache == "disk" else "ram")
+    if on_gpu and options.cache:
         return DeviceBatches(pictures, order, run.device, images, workers)
     return make_loader(pictures, order, workers, run.device.type == "cuda")
 

@@ -30,7 +30,7 @@ class Options:
     hyp: str = option(HYP, "hyper-parameter YAML", metavar="FILE")
     optimizer: str = option(OPTIMIZER, "optimizer", choices=("SGD", "Adam", "AdamW"))
     workers: int | None = option(None, "processes that draw pictures (default: up to 8 with a GPU, 0 on the CPU)")
-    cache: str | None = option(None, "keep decoded images: in memory, or in the GPU's, which then draws the pictures", choices=("ram", "device"), const="ram")
+    cache: str | None = option(None, "keep decoded images, as train.py does", choices=("ram", "disk", "device"), const="ram")
     compile: str | None = option(None, "compile the models; graphs: with CUDA graphs", choices=("default", "graphs"), const="default")
     amp: str = option("auto", "mixed precision: auto takes bf16 or else fp16 on a GPU, nothing on the CPU", choices=("auto", "off", "bf16", "fp16"))
     allow_change: bool = option(False, "go on although settings or data are no longer those of the campaign; finished runs stay as they are")

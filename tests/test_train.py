@@ -126,9 +126,12 @@ def test_same_seed_same_results_other_seed_others(settings: list[str], whole_run
     assert (tmp_path / "other" / "results.csv").read_text().splitlines()[1] != (whole_run / "results.csv").read_text().splitlines()[1]
 
 
-def test_every_flag_works(settings: list[str], whole_run: Path, tmp_path: Path) -> None:
+def test_every_flag_works(settings: list[str], whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSYOLO_CACHE", str(tmp_path / "cache"))
     flags = [*settings, "--project", tmp_path, "--epochs", "2"]
-    run_train(*flags, "--rect", "--multi-scale", "--cos-lr", "--optimizer", "AdamW", "--label-smoothing", "0.1", "--single-cls", "--name", "a")
+    others = ("--rect", "--multi-scale", "--cos-lr", "--optimizer", "AdamW", "--label-smoothing", "0.1", "--single-cls", "--cache", "disk")
+    run_train(*flags, *others, "--name", "a")
+    assert len(list((tmp_path / "cache").iterdir())) == 4  # pixels and index of train and of val
     others = ("--noval", "--nosave", "--image-weights", "--freeze", "3", "--noautoanchor", "--optimizer", "Adam", "--strict", "--profile", "2")
     profiled = run_train(*flags, *others, "--name", "b")
     assert "profile: 2 steps" in profiled.stdout and "backward" in profiled.stdout and json.loads((tmp_path / "b" / "trace.json").read_text())["traceEvents"]
