@@ -84,9 +84,18 @@ def test_gflops_of_ssd_differ_from_the_paper_by_the_background_class() -> None:
 
 
 @needs_effdet
-def test_gflops_of_efficientdet() -> None:
+def test_gflops_of_efficientdet_differ_from_the_paper_by_layers_that_thop_does_not_know() -> None:
+    """thop counts a BatchNorm2d with 8 operations a value, and timm's class of normalisation and activation in one with none."""
     assert gflops("efficientdet_d0", 512) == pytest.approx(4.456, abs=0.001)
     assert gflops("efficientdet_d0", 640) == pytest.approx(6.962, abs=0.001)
+    with torch.device("meta"):
+        model, image = new_detector(yaml_of("efficientdet_d0"), 1).eval(), torch.zeros(1, 3, 640, 640)
+    values: list[int] = []
+    for module in model.modules():
+        if type(module).__name__ == "BatchNormAct2d":
+            module.register_forward_hook(lambda *call: values.append(call[2].numel()))
+    model(image)
+    assert 6.962 + 8 * sum(values) / 1e9 == pytest.approx(7.4, abs=0.01)
 
 
 def test_gflops_of_the_paper_for_faster_rcnn_are_those_of_600_regions_at_640() -> None:
