@@ -13,7 +13,7 @@ from data.formats import labels_from_mask, read_voc
 from data.geotiff import Place, write_geotiff
 from data.images import read_image
 from data.msld import find_sources
-from data.noise import Noise, crown_tile
+from data.noise import AGAIN, SIDE, Noise, crown_tile, crowns, noise_tile
 from data.scene import plan_scene, visible_box
 from data.scene_render import render
 from data.synthetic import SHARES, counts, landslides_geojson, main, make_scene, plan_large, write_large, write_sources
@@ -100,6 +100,29 @@ def test_noise_belongs_to_the_place() -> None:
         part = noise.fractal((211, 60, 90, 111), period, octaves, 5)
         np.testing.assert_allclose(part, whole[47 : 47 + 111, 251 : 251 + 90], atol=1e-5)
         assert 0.1 < whole.std() < 0.8 and np.abs(whole).max() < 2
+
+
+def test_noise_repeats_without_a_seam() -> None:
+    tile = noise_tile(4, 0.7, False)
+    assert tile.shape == (SIDE + AGAIN, SIDE + AGAIN) and (tile[SIDE:] == tile[:AGAIN]).all() and (tile[:, SIDE:] == tile[:, :AGAIN]).all()
+    steps = np.abs(np.diff(tile, axis=1)).mean(0)
+    assert steps[SIDE - 1] < 1.3 * steps.mean() and np.abs(np.diff(tile, axis=0)).mean(1)[SIDE - 1] < 1.3 * steps.mean()
+    # A window wider than what is kept is put together from pieces; far away the field is there again.
+    noise = Noise(np.random.default_rng(1))
+    wide = noise.fractal((-900, -30, 2000, 40), 8, 4, 2, gain=0.7)
+    for left in (-900, -100, 700):
+        np.testing.assert_array_equal(noise.fractal((left, -30, 300, 40), 8, 4, 2, gain=0.7), wide[:, left + 900 : left + 1200])
+        np.testing.assert_array_equal(noise.fractal((left - SIDE, -30 + SIDE, 300, 40), 8, 4, 2, gain=0.7), wide[:, left + 900 : left + 1200])
+    assert (noise.fractal((-900, -30, 2000, 40), 8, 4, 3, gain=0.7) != wide).mean() > 0.9
+
+
+def test_crowns_belong_to_the_place() -> None:
+    for diameter in (2.6, 5.0, 11.0):
+        wide = crowns((-40, 7, 1500, 60), diameter, (11, 400))
+        part = crowns((900, 20, 300, 30), diameter, (11, 400))
+        for whole, cut in zip(wide, part, strict=True):
+            assert whole.dtype == np.uint8 and whole.shape == (60, 1500) and (cut == whole[13:43, 940:1240]).all()
+        assert wide[0].std() > 20 and 100 < wide[1].mean() < 155
 
 
 def test_the_crown_tile_has_no_seam() -> None:
