@@ -145,7 +145,7 @@ def _build(path: Path, key: str, index: dict[str, Any], size: int, files: Sequen
         raise OSError(f"only {free / 2**30:.2f} GiB are free")
     own = path.with_name(f"{path.stem}.{os.getpid()}.{time.monotonic_ns()}{UNFINISHED}")
     try:
-        with open(own, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(files), unit="img", disable=quiet, leave=False) as bar:
+        with open(own, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool, _bar(size, len(files), quiet) as bar:
             for start in range(0, len(files), CHUNK):
                 for image in pool.map(decode, range(start, min(start + CHUNK, len(files)))):
                     file.write(np.ascontiguousarray(image).data)
@@ -159,6 +159,10 @@ def _build(path: Path, key: str, index: dict[str, Any], size: int, files: Sequen
     finally:
         with suppress(OSError):
             own.unlink()
+
+
+def _bar(size: int, count: int, quiet: bool) -> Any:
+    return tqdm(desc=f"cache {size / 2**30:.2f} GiB", total=count, unit="img", disable=quiet, leave=False)
 
 
 def _sync(file: Any) -> None:
