@@ -19,7 +19,7 @@ class Options:
     iou_thres: float = option(0.45, "boxes of a class that overlap a better one by more than this IoU are dropped")
     max_det: int = option(1000, "most detections per image")
     device: str = option("", "cpu, 0 for the first GPU, mps; default: a GPU where there is one")
-    half: bool = option(False, "compute in half precision (GPU only)")
+    half: bool = option(False, "compute in half precision: float16 on a GPU, bfloat16 on a CPU")
     classes: list[int] | None = option(None, "keep only these class numbers", metavar="N")
     agnostic_nms: bool = option(False, "drop overlapping boxes across classes too")
     batch_size: int | None = option(None, "images of one shape that go through the model together (default: 8 on a GPU, 1 on the CPU)", "--batch")
@@ -67,7 +67,7 @@ from utils.draw import draw_detections  # noqa: E402
 from utils.errors import USER, UserError  # noqa: E402
 from utils.nms import nms, to_image  # noqa: E402
 from utils.results import image_id, label_rows, write_coco_results  # noqa: E402
-from utils.runtime import device_line, new_folder, select_device  # noqa: E402
+from utils.runtime import device_line, inference_dtype, new_folder, precision_line, select_device  # noqa: E402
 
 WRITABLE = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -210,7 +210,7 @@ def detect(model: Detector, batch: Sequence[Loaded], options: Options, times: Ti
 def prepare(loaded: LoadedModel, device: torch.device, half: bool) -> Detector:
     """The model fused and laid out for speed."""
     model = loaded.model.fuse().to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
-    return model.half() if half and device.type == "cuda" else model
+    return model.to(inference_dtype(half, device))
 
 
 # ---------------------------------------------------------------------------------------------- what is written
@@ -330,7 +330,7 @@ def main(options: Options = OPTIONS) -> int:
     folder = new_folder(options.project, options.name, options.exist_ok)
     if options.save_txt:
         (folder / "labels").mkdir(exist_ok=True)
-    precision = "half precision" if options.half and device.type == "cuda" else "float32" + (" (--half needs a GPU)" if options.half else "")
+    precision = precision_line(inference_dtype(options.half, device))
     print(f"{options.weights} at {imgsz} px on {device_line(device)}, {precision}; {len(targets)} images")
     outcome = run_detection(model, loaded.names, targets, imgsz, folder, options)
     print(closing_line(outcome, loaded.names, folder))

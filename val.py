@@ -21,7 +21,7 @@ class Options:
     iou_thres: float = option(0.5, "NMS IoU of the paper's protocol and the operating point (coco: always 0.6)")
     max_det: int = option(300, "most detections per image")
     device: str = option("", "cpu, 0 for the first GPU, mps; default: a GPU where there is one")
-    half: bool = option(False, "compute in half precision (GPU only)")
+    half: bool = option(False, "compute in half precision: float16 on a GPU, bfloat16 on a CPU")
     workers: int | None = option(None, "processes that load images (default: up to 8 with a GPU, 0 on the CPU)")
     square: bool = option(False, "square batches instead of rectangular ones of similar aspect")
     single_cls: bool = option(False, "take all classes for one")
@@ -70,7 +70,7 @@ from utils.metrics import COCO_CONFIDENCE, COCO_NMS_IOU, PAPER_CONFIDENCE, PAPER
 from utils.nms import nms, to_image  # noqa: E402
 from utils.plots import error_picture, mosaic, plot_curves  # noqa: E402
 from utils.results import image_ids, label_rows, read_coco_results, write_coco_results  # noqa: E402
-from utils.runtime import device_line, new_folder, out_of_memory, select_device, worker_count  # noqa: E402
+from utils.runtime import device_line, inference_dtype, new_folder, out_of_memory, precision_line, select_device, worker_count  # noqa: E402
 
 GALLERY = 50  # pictures at most
 SHOWN = 0.25  # lowest score in the pictures of batches
@@ -288,18 +288,16 @@ def measure_weights(options: Options, names: Sequence[str], samples: Sequence[Sa
     if options.img and imgsz != options.img:
         print(f"--img {options.img}: taken as {imgsz}, a multiple of the stride {model.stride}")
     cost = complexity(model, imgsz, model.config.channels)
-    half = options.half and device.type == "cuda"
-    if options.half and not half:
-        print(f"--half: only on a GPU; {device.type} computes in single precision")
-    model = model.half() if half else model
+    dtype = inference_dtype(options.half, device)
+    model = model.to(dtype)
     workers = worker_count(options.workers, device)
     batches = evaluation_batches(samples, imgsz, options.batch_size, model.stride, not options.square, workers, pin=device.type == "cuda")
-    print(f"{options.weights}: {len(samples)} images at {imgsz} px on {device_line(device)}{', half precision' if half else ''}")
+    print(f"{options.weights}: {len(samples)} images at {imgsz} px on {device_line(device)}, {precision_line(dtype)}")
     limits = (options.conf_thres, options.iou_thres, options.max_det)
     evaluation = evaluate(model, batches, names, device, None, *limits, single_class=options.single_cls, title=options.task)
     fps, times = speed(model, samples, imgsz, options), evaluation.times
-    facts: dict[str, object] = {"weights": options.weights, "imgsz": imgsz, "device": device_line(device), "half": half, "batch_size": options.batch_size}
-    facts |= {"speed_ms": dataclasses.asdict(times), "params": cost.params, "gflops": cost.gflops, "fps": fps}
+    facts: dict[str, object] = {"weights": options.weights, "imgsz": imgsz, "device": device_line(device), "half": options.half}
+    facts |= {"batch_size": options.batch_size, "speed_ms": dataclasses.asdict(times), "params": cost.params, "gflops": cost.gflops, "fps": fps}
     print(f"per image: {times.load:.1f} ms waiting for data, {times.model:.1f} ms model, {times.nms:.1f} ms NMS (batch {options.batch_size})")
     print(f"model: {cost.params:,} parameters, {cost.gflops:.2f} GFLOPs at {imgsz} px, {fps:.1f} FPS (batch 1, model and NMS, median)")
     return evaluation, facts

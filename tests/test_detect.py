@@ -221,7 +221,7 @@ def test_main_gives_2_after_finishing_the_rest(tmp_path: Path, weights: Path, ca
     )
     assert detect.main(options) == 2
     said = capsys.readouterr()
-    assert "b.png" in said.err and "1 of 2 images" in said.err and "--half needs a GPU" in said.out
+    assert "b.png" in said.err and "1 of 2 images" in said.err and "bfloat16" in said.out
     assert "1 image, 1 skipped: " in said.out and "ms waiting for data" in said.out
     assert (tmp_path / "runs" / "exp" / "a.png").is_file()
     assert detect.main(dataclasses.replace(options, source=str(tmp_path / "in" / "a.png"))) == 0

@@ -271,7 +271,7 @@ def test_no_output_is_written_unasked(weights: Path, tiny_data: Path, tmp_path: 
     validate(dataclasses.replace(options, square=True, single_cls=True, half=True))
     assert [path.name for path in (tmp_path / "n").iterdir()] == ["report.json"]
     out = capsys.readouterr().out
-    for words in ("paper", "coco", "AP50:95", "ms NMS", "GFLOPs", "FPS", "--half: only on a GPU"):
+    for words in ("paper", "coco", "AP50:95", "ms NMS", "GFLOPs", "FPS", "bfloat16"):
         assert words in out
 
 

@@ -49,13 +49,16 @@ def inference_dtype(half: bool, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cpu" else torch.float16
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX or ARM's); without it bfloat16 is slower than float32. Unknown: True."""
+def precision_line(dtype: torch.dtype) -> str:
+    """The name of what a network computes in, with a warning where bfloat16 is asked of a CPU without instructions for it (AVX512-BF16, AMX, ARM's)."""
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not torch.bfloat16:
+        return name
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
-    except OSError:
-        return True
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    except OSError:  # another system
+        return name
+    return name if flags & {"avx512_bf16", "amx_bf16", "bf16"} else f"{name} (slower than float32 on this CPU, which has no instructions for it)"
 
 
 def device_line(device: torch.device) -> str:
