@@ -18,7 +18,8 @@ ROWS = {
     **dict.fromkeys(("val", "detect"), "val_detect"),
     "startup": "startup",
     **dict.fromkeys(("epoch", "memory"), "epoch"),
-    **dict.fromkeys(("gpu_render", "gpu_epoch", "gpu_step", "gpu_infer_b1", "gpu_infer_b32"), "gpu"),
+    **dict.fromkeys(("gpu_render", "gpu_wait"), "gpu"),
+    **dict.fromkeys(("gpu_step", "gpu_epoch", "gpu_infer_b1", "gpu_infer_b32"), "on_gpu"),
 }
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import benchmarks.__main__ as benchmarks
+from benchmarks.nms import predictions
 from benchmarks.peer_detections import compare
-from benchmarks.timing import Measured, alternate, ratio_line
+from benchmarks.timing import Measured, Row, alternate, alternate_processes, ratio_line
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,8 +56,56 @@ def test_without_the_peer_each_says_how_to_get_it() -> None:
     assert done.returncode == 2 and "requirements-bench.txt" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["peer_detections", "train_step", "val_detect"])
-def test_help_answers_without_the_heavy_imports(name: str) -> None:
-    code = f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module('benchmarks.{name}', run_name='__main__')\nexcept SystemExit: pass\n"
-    done = subprocess.run([sys.executable, "-c", code + "print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "--img" in done.stdout and done.stdout.splitlines()[-1] == "False", done.stderr
+def test_a_row_says_how_many_times_better_ours_is() -> None:
+    row = Row("nms_all", "s/image", Measured((1.0, 2.0, 3.0), (1.0, 1.0, 1.0)), Measured((4.0, 4.0, 3.0), (2.0, 3.0, 4.0)))
+    assert (row.ratio, row.work, row.spread) == (2.0, 3.0, (1.0, 4.0))
+    assert row.to_dict() == {"row": "nms_all", "ours": 2.0, "peer": 4.0, "unit": "s/image", "ratio": 2.0, "spread": (1.0, 4.0), "work": 3.0}
+    alone = Row("nms_all", "s/image", row.ours, None)
+    assert alone.ratio is None and alone.spread is None and " - " in benchmarks.line(alone)
+
+
+def build(log: str, word: str) -> Callable[[], None]:
+    def call() -> None:
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"{word} {os.getpid()}\n")
+
+    return call
+
+
+def test_programs_in_processes_of_their_own_take_turns(tmp_path: Path) -> None:
+    log = str(tmp_path / "log")
+    found = alternate_processes({"a": (build, (log, "a")), "b": (build, (log, "b"))}, rounds=2, warm=1)
+    rows = [line.split() for line in Path(log).read_text(encoding="utf-8").splitlines()]
+    assert [word for word, _ in rows] == ["a", "b", "b", "a", "a", "b"]
+    assert len({process for _, process in rows} | {str(os.getpid())}) == 3
+    assert len(found["a"].seconds) == len(found["b"].cpu) == 2
+
+
+def test_rows_are_known_by_name() -> None:
+    assert benchmarks.chosen_rows(["startup", "nms_val"]) == ["nms_val", "startup"]
+    assert benchmarks.chosen_rows(None) == list(benchmarks.ROWS)
+    with pytest.raises(UserError, match="infer_lsyolo_b11: no such row; did you mean infer_lsyolo_b1"):
+        benchmarks.chosen_rows(["infer_lsyolo_b11"])
+
+
+@pytest.mark.parametrize(("name", "module"), benchmarks.ROWS.items())
+def test_every_row_is_a_function_of_the_settings(name: str, module: str) -> None:
+    tree = ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text(encoding="utf-8"))
+    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert [argument.arg for argument in function.args.args] == ["settings"]
+
+
+def test_the_table_and_the_file_without_a_peer(tmp_path: Path) -> None:
+    """Two real rows at their smallest, ours alone; a GPU row is named as not run where there is no GPU."""
+    file = tmp_path / "rows.json"
+    command = [sys.executable, "-m", "benchmarks", "--peer", "none", "--quick", "--only", "ap", "nms_detect", "gpu_render", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    assert [row["row"] for row in rows] == ["nms_detect", "ap"] and all(row["ours"] > 0 and row["peer"] is None and "PyTorch" in row["machine"] for row in rows)
+    assert "gpu_render" in done.stdout.splitlines()[-1]
+
+
+def test_predictions_of_the_nms_rows_pass_as_many_as_they_say() -> None:
+    for passing, conf in ((25_200, 0.001), (1450, 0.001), (8, 0.5)):
+        assert int((predictions(passing, conf)[0, :, 4] > conf).sum()) == passing
