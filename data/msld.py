@@ -7,25 +7,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-import cv2
-import numpy as np
+# Answered before the time that importing OpenCV takes.
+if __name__ == "__main__" and sys.argv[1:] in ([], ["-h"], ["--help"]):
+    print(__doc__)
+    sys.exit(0)
 
-from data.build import Plan, finish, one_thread, raise_problems, replace_file, spread, start
-from data.formats import MIN_SHARE, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_mask, read_voc
-from data.groups import SPLITS, Groups, Split, generator, grouped_sides, leaks, random_sides, read_groups, split_sizes
-from data.images import SUFFIXES, decode_image, read_bytes
-from data.labels import Labels, format_yolo
-from data.offline import DRAWN, TECHNIQUES
-from utils.config import option, parse
-from utils.errors import UserError, run
+import hashlib  # noqa: E402
+from collections import Counter  # noqa: E402
+from collections.abc import Iterable, Iterator, Sequence  # noqa: E402
+from dataclasses import dataclass  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Literal  # noqa: E402
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+from data.build import Plan, finish, one_thread, raise_problems, replace_file, spread, start  # noqa: E402
+from data.formats import MIN_SHARE, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_mask, read_voc  # noqa: E402
+from data.groups import SPLITS, Groups, Split, generator, grouped_sides, leaks, random_sides, read_groups, split_sizes  # noqa: E402
+from data.images import SUFFIXES, decode_image, read_bytes  # noqa: E402
+from data.labels import Labels, format_yolo  # noqa: E402
+from data.offline import DRAWN, TECHNIQUES  # noqa: E402
+from utils.config import option, parse  # noqa: E402
+from utils.errors import UserError, run  # noqa: E402
 
 Origin = Literal["bijie", "southwest", "negative"]
 VOC_NAMES = ("slide", "landslide")  # both mean class 0

@@ -12,34 +12,10 @@ writes one large georeferenced scene, OUT/scene.tif, and the outlines of its lan
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
-import numpy as np
-
-from data.build import one_thread, replace_file, spread
-from data.formats import VocObject, write_voc
-from data.geotiff import TILE, Place, write_geotiff
-from data.scene import Kind, Scene, plan_scene, visible_box
-from data.scene_render import render
 from utils.config import option, parse
-from utils.errors import EnvironmentFault, UserError, run
-
-# Sources of the paper's MSLD: Bijie landslides, Southwest scenes, Bijie negatives.
-SHARES: tuple[tuple[Kind, int], ...] = (("bijie", 770), ("southwest", 500), ("negative", 2003))
-# One filter and Huffman coding alone: on such images half the time of the default for 5 % more bytes.
-_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
-# Runs of equal bytes alone: all there is in a mask.
-_PNG_MASK = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # since OpenCV 5
-    _PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
-    _PNG_MASK += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
-_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 93]
-SMALLEST, LARGEST = 96, 2048  # side of an ordinary scene in pixels
+from utils.errors import run
 
 
 @dataclass(frozen=True)
@@ -54,6 +30,38 @@ class Options:
     sheet: bool = option(False, "also write OUT/sheet.jpg, a contact sheet of the first scenes of each kind")
     scene: list[int] | None = option(None, "write one large scene of this width and height instead, as OUT/scene.png with its landslides as scene.geojson")
     geotiff: bool = option(False, "with --scene: a georeferenced OUT/scene.tif, written by blocks, instead of the PNG")
+
+
+# --help and wrong flags are answered before the time that importing OpenCV takes.
+if __name__ == "__main__":
+    parse(Options, prog="python -m data.synthetic")
+
+import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+
+from data.build import one_thread, replace_file, spread  # noqa: E402
+from data.formats import VocObject, write_voc  # noqa: E402
+from data.geotiff import TILE, Place, write_geotiff  # noqa: E402
+from data.scene import Kind, Scene, plan_scene, visible_box  # noqa: E402
+from data.scene_render import render  # noqa: E402
+from utils.errors import EnvironmentFault, UserError  # noqa: E402
+
+# Sources of the paper's MSLD: Bijie landslides, Southwest scenes, Bijie negatives.
+SHARES: tuple[tuple[Kind, int], ...] = (("bijie", 770), ("southwest", 500), ("negative", 2003))
+# One filter and Huffman coding alone: on such images half the time of the default for 5 % more bytes.
+_PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]
+# Runs of equal bytes alone: all there is in a mask.
+_PNG_MASK = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # since OpenCV 5
+    _PNG += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_AVG]
+    _PNG_MASK += [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+_JPEG = [cv2.IMWRITE_JPEG_QUALITY, 93]
+SMALLEST, LARGEST = 96, 2048  # side of an ordinary scene in pixels
 
 
 def counts(scenes: int) -> dict[Kind, int]:

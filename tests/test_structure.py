@@ -101,13 +101,30 @@ def test_functions_are_short_and_public_ones_documented(path: Path) -> None:
             assert ast.get_docstring(node), f"{module(path)}:{node.lineno}: {node.name} has no docstring"
 
 
-@pytest.mark.parametrize("script", ["train.py", "val.py", "detect.py", "-m models.yolo", "-m data.render", "-m data.split"])
+SCRIPTS = [
+    *("train.py", "val.py", "detect.py", "-m models.yolo", "-m models.publish", "-m data.render", "-m data.split", "-m data.synthetic"),
+    *("-m benchmarks", "-m benchmarks.peer_detections", "-m benchmarks.gpu", "-m fuzz.run"),
+]
+
+
+def heavy_imports(command: str) -> tuple[str, list[str]]:
+    """What a command prints, and which of the modules that take long it imports for that."""
+    full = [sys.executable, "-X", "importtime", *command.split()]
+    result = subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=True)
+    return result.stdout, re.findall(r"\| *(torch|cv2|matplotlib|numpy|PIL|pycocotools)$", result.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_answers_without_torch(script: str) -> None:
     """--help explains every flag in words, and nothing heavy is imported for it."""
-    command = [sys.executable, "-X", "importtime", *script.split(), "--help"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not re.search(r"\| *(torch|cv2|matplotlib|numpy)$", result.stderr, re.MULTILINE)
-    assert "usage:" in result.stdout and "--debug" in result.stdout
+    printed, heavy = heavy_imports(f"{script} --help")
+    assert not heavy and "usage:" in printed and "--debug" in printed
+
+
+@pytest.mark.parametrize(("script", "commands"), [("-m data.msld", "build prepare report"), ("reproduce.py", "ablation comparison plan status")])
+def test_a_script_of_several_commands_names_them_at_once(script: str, commands: str) -> None:
+    printed, heavy = heavy_imports(f"{script} --help")
+    assert not heavy and all(command in printed for command in commands.split())
 
 
 def test_no_path_of_a_machine() -> None:
