@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Mean:
 
     value: float
     spread: float | None  # standard deviation (n - 1); None of a single seed
+    count: int = 1  # seeds
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def average(records: Sequence[RunRecord]) -> dict[str, Mean]:
 
 def mean(values: Sequence[float]) -> Mean:
     """Mean and standard deviation."""
-    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+    return Mean(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, len(values))
 
 
 def summarise(row: Row, records: Sequence[RunRecord], values: dict[str, Mean], to_reference: dict[str, Interval], to_above: dict[str, Interval]) -> Result:
@@ -147,9 +148,19 @@ def _differences(
     means: Mapping[str, Mapping[str, Mean]], drawn: Mapping[tuple[str, str], Mapping[str, np.ndarray]], split: str, name: str, other: str
 ) -> dict[str, Interval]:
     """`name` minus `other` in points, paired: both on the same bootstrap samples."""
-    return {
-        key: interval(means[name][key].value - means[other][key].value, drawn[split, name][key] - drawn[split, other][key]) for key in COMPARED
-    }
+    found = {}
+    for key in COMPARED:
+        one, two = means[name][key], means[other][key]
+        bounds = interval(one.value - two.value, drawn[split, name][key] - drawn[split, other][key])
+        found[key] = replace(bounds, seed_error=seed_error(one, two))
+    return found
+
+
+def seed_error(one: Mean, two: Mean) -> float | None:
+    """Standard error of the difference of two means over seeds; None where one of them has a single seed."""
+    if one.spread is None or two.spread is None:
+        return None
+    return math.sqrt(one.spread**2 / one.count + two.spread**2 / two.count)
 
 
 def _blind(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -27,6 +27,12 @@ class Interval:
     value: float
     low: float
     high: float
+    seed_error: float | None = None  # standard error of the difference over seeds, where both sides have several
+
+    @property
+    def within_seeds(self) -> bool:
+        """Whether training again with other seeds may well undo the difference: it is below twice its standard error over seeds."""
+        return self.seed_error is not None and abs(self.value) < 2 * self.seed_error
 
     @property
     def holds_zero(self) -> bool:

@@ -17,11 +17,12 @@ from reproduction.record import write_whole
 from reproduction.results import COMPARED, SHARES, Mean, Result, Results
 from reproduction.statistics import LEVEL, RESAMPLES, Interval
 
-YES, NOISE, NONE = "✓", "~", "–"
+YES, NOISE, SEEDS, NONE = "✓", "~", "s", "–"
 SPLIT_WORDS = {"main": "", "paper": ", paper split"}
 DIFFERENCE_NOTE = (
     f"In brackets the {LEVEL:.0%} interval of the difference: paired bootstrap over the test images, {RESAMPLES} samples, "
-    f"averaged over seeds; {NOISE}: it holds 0, so that the difference may be chance. ±: standard deviation over seeds."
+    f"averaged over seeds; {NOISE}: it holds 0, so that other test images may undo the difference; {SEEDS}: the difference is below twice its "
+    "standard error over seeds, so that other seeds may. ±: standard deviation over seeds."
 )
 BLIND_NOTE = "No-pixel rule: guesses a box from the image's width and height alone; what a model reaches below it need not come from looking."
 
@@ -159,7 +160,10 @@ def _mean(value: Mean) -> str:
 
 
 def _difference(found: Interval | None) -> str:
-    return NONE if found is None else f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]" + (f" {NOISE}" if found.holds_zero else "")
+    if found is None:
+        return NONE
+    marks = [mark for mark, given in ((NOISE, found.holds_zero), (SEEDS, found.within_seeds)) if given]
+    return " ".join([f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]", *marks])
 
 
 def _both(result: Result, key: str) -> list[str]:

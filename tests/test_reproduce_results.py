@@ -18,7 +18,7 @@ from data.labels import Labels
 from reproduction.paper import STUDIES
 from reproduction.parts import SHARES, SIZES, measure_parts, restrict
 from reproduction.record import RunRecord
-from reproduction.results import check_same_images, gather
+from reproduction.results import check_same_images, gather, shares
 from reproduction.statistics import draw_weights
 from reproduction.tables import all_tables, headline, latex, markdown, numbers, text, write_tables
 from tests.test_statistics import made_up, truths
@@ -57,13 +57,16 @@ def test_means_differences_and_marks() -> None:
     for key in ("AP", "AP50", "AP50:95"):
         assert (msfe.to_reference[key].value, msfe.to_reference[key].low, msfe.to_reference[key].high) == (0, 0, 0)
         one = worse.to_reference[key]
+        errors = [np.std([shares(run.report)[key] for run in records[n : n + 2]], ddof=1) / np.sqrt(2) for n in (0, 4)]
+        assert one.seed_error == pytest.approx(np.hypot(*errors)) and one.within_seeds == (abs(one.value) < 2 * np.hypot(*errors))
+        assert replace(one, value=1.0, seed_error=0.6).within_seeds and not replace(one, value=-1.0, seed_error=0.4).within_seeds
         assert one.value == pytest.approx(worse.values[key].value - base.values[key].value) and one.low < one.value < one.high
         assert worse.to_above[key] == one  # the row above is the baseline's twin
     assert not worse.to_reference["AP50:95"].holds_zero and worse.to_reference["AP50:95"].high < 0
     table = {row[0]: row for row in all_tables(results)[1].rows}
     assert table["no-pixel rule"][6] == "12.50"
     column = all_tables(results)[1].columns.index("AP50:95 to YOLOv5s")
-    assert table["+ MSFE"][column] == "+0.00 [+0.00, +0.00] ~" and "~" not in table["LS-YOLO (+ MSFE + W-DH)"][column]
+    assert table["+ MSFE"][column] == "+0.00 [+0.00, +0.00] ~ s" and "~" not in table["LS-YOLO (+ MSFE + W-DH)"][column]
     assert table["LS-YOLO (+ MSFE + W-DH)"][1:6] == ["✓", "", "", "", "✓"] and table["YOLOv5s"][1:6] == [""] * 5
 
 
