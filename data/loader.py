@@ -243,6 +243,7 @@ def make_loader(pictures: BatchMaker[Handed], batches: Sampler[list[Draw]], work
         persistent_workers=workers > 0,
         prefetch_factor=4 if workers else None,
         multiprocessing_context=context if workers else None,
+        generator=torch.Generator(),  # of its own: each start draws from it, and the global one belongs to the model, stopped and resumed or not
     )
 
 
