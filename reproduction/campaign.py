@@ -182,5 +182,5 @@ def with_settings_of(out: Path, options: PlanOptions) -> tuple[Study, Options]:
     study = STUDIES[plan["study"] if plan else options.study]
     if not plan or options.data:
         return study, options
-    own = {name: value for name, value in plan["settings"].items() if name not in ("hyp", "fingerprints")}
+    own = {name: value for name, value in plan["settings"].items() if name not in ("hyp", "baseline_hyp", "fingerprints")}
     return study, replace(options, **own, rows=plan["rows"], seeds=plan["seeds"])

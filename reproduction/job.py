@@ -81,7 +81,7 @@ def write_subset(split: str, spec: DatasetSpec, count: int, out: Path) -> str:
 
 def model_yaml(row: Row, width: float | None, out: Path) -> str:
     """The row's model YAML; of another width, OUT/cfg/<row>.yaml, which says only that. The comparison models have no width to change."""
-    if width is None or Path(row.cfg).parent.name == "baselines":
+    if width is None or row.foreign:
         return row.cfg
     path = out / "cfg" / f"{row.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +96,12 @@ def train_options(job: Job, data: Dataset, options: Options, out: Path) -> train
     return train.Options(
         cfg=model_yaml(job.row, options.width, out),
         data=data.yaml,
-        hyp=options.hyp,
+        hyp=options.baseline_hyp if job.row.foreign else options.hyp,
         epochs=options.epochs,
         batch_size=options.batch_size,
         imgsz=options.img,
         device=options.device,
-        optimizer=options.optimizer,
+        optimizer=options.baseline_optimizer if job.row.foreign else options.optimizer,
         patience=0,  # all rows train equally long
         workers=options.workers,
         cache=options.cache,

@@ -29,6 +29,11 @@ class Row:
     marks: tuple[str, ...]  # of MARKS
     printed: Printed
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is not of the YOLOv5 family: Table I's recipe and --width are not for it."""
+        return self.cfg.startswith("models/baselines/")
+
 
 # The paper prints Params and GFLOPs of the first and the last row; those between were counted on the authors' model definitions.
 TABLE3 = (
@@ -73,4 +78,5 @@ STUDIES = {
     "comparison": Study("comparison", "Table IV: comparison", TABLE4, "ls-yolo"),
 }
 EPOCHS, IMGSZ, BATCH, OPTIMIZER, HYP = 300, 640, 16, "SGD", "data/hyps/ls-yolo.yaml"
+FOREIGN_HYP, FOREIGN_OPTIMIZER = "data/hyps/baselines.yaml", "AdamW"
 DEVICE = "RTX 3070 8 GB"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from reproduction.paper import BATCH, EPOCHS, HYP, IMGSZ, OPTIMIZER, Row, Study
+from reproduction.paper import BATCH, EPOCHS, FOREIGN_HYP, FOREIGN_OPTIMIZER, HYP, IMGSZ, OPTIMIZER, Row, Study
 from utils.config import Hyp, load_hyp, nearest, option
 from utils.errors import UserError
 
@@ -29,6 +29,8 @@ class Options:
     width: float | None = option(None, "width_multiple of the YOLO models (the paper's: 0.5)")
     hyp: str = option(HYP, "hyper-parameter YAML", metavar="FILE")
     optimizer: str = option(OPTIMIZER, "optimizer", choices=("SGD", "Adam", "AdamW"))
+    baseline_hyp: str = option(FOREIGN_HYP, "hyper-parameter YAML of Faster R-CNN, SSD and EfficientDet", metavar="FILE")
+    baseline_optimizer: str = option(FOREIGN_OPTIMIZER, "optimizer of the three", choices=("SGD", "Adam", "AdamW"))
     workers: int | None = option(None, "processes that draw pictures (default: up to 8 with a GPU, 0 on the CPU)")
     cache: str | None = option(None, "keep decoded images, as train.py does", choices=("ram", "disk", "device"), const="ram")
     compile: str | None = option(None, "compile the models; graphs: with CUDA graphs", choices=("default", "graphs"), const="default")
@@ -95,8 +97,9 @@ def chosen_rows(study: Study, names: Sequence[str] | None, exists: Mapping[str, 
 
 def deciding(options: Options) -> dict[str, Any]:
     """The settings that decide the results, as plain values."""
-    names = ("data", "paper_data", "epochs", "img", "batch_size", "optimizer", "subset", "width", "amp")
-    return {name: getattr(options, name) for name in names} | {"hyp": asdict(load_hyp(options.hyp))}
+    names = ("data", "paper_data", "epochs", "img", "batch_size", "optimizer", "baseline_optimizer", "subset", "width", "amp")
+    hyps = {"hyp": asdict(load_hyp(options.hyp)), "baseline_hyp": asdict(load_hyp(options.baseline_hyp))}
+    return {name: getattr(options, name) for name in names} | hyps
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:

@@ -50,6 +50,9 @@ def headline(results: Results, planned: int, absent: Sequence[str] = ()) -> list
         lines.append(f"{words}: tested on {what}.")
         if tested == "val":
             lines.append("It has no test split: val chose the best epoch of each run and measured it too, which flatters all rows alike.")
+    foreign = [row.title for row in results.study.rows if row.foreign and row.name in {one.row for one in records}]
+    if foreign:
+        lines.append(f"{', '.join(foreign)}: {first['baseline_optimizer']} and hyper-parameters of their own (--baseline-hyp).")
     devices = sorted({str(one.settings["device"]) for one in records})
     seeds = sorted({one.seed for one in records})
     lines.append(f"Seeds {', '.join(map(str, seeds))}; {first['epochs']} epochs at {first['img']} px on {'; '.join(devices)}.")
