@@ -98,7 +98,7 @@ def alternate_processes(programs: Mapping[str, Recipe], rounds: int, per: int = 
     try:
         for name, (build, arguments) in programs.items():
             here, there = context.Pipe()
-            children[name] = (context.Process(target=_serve, args=(there, build, arguments), daemon=True), here)
+            children[name] = (context.Process(target=_serve, args=(there, build, arguments)), here)  # no daemon: the peer starts a pool
             children[name][0].start()
             there.close()
         return _take_turns({name: lambda here=here: _asked(here) for name, (_, here) in children.items()}, rounds, per, warm)  # type: ignore[misc]
