@@ -72,16 +72,18 @@ def test_assigner_equals_the_slow_one(seed: int, count: int, level: int) -> None
     # several objects may share a cell: compare by object, recognised by its box
     size = torch.tensor([width, height])
     fast = set()
-    for _, image, a, y, x, anchor, box, cls in zip(*m, strict=True):
+    for _, place, anchor, box, cls in zip(*m, strict=True):
+        image, y, x, a = np.unravel_index(int(place), (4, height, width, 3))
         assert torch.equal(anchor, anchors[a])
-        centre = (box[:2] + torch.stack([x, y])) / size
+        centre = (box[:2] + torch.tensor([x, y])) / size
         n = int(
             (
-                (targets[:, 2:4] - centre).abs().sum(1) + (targets[:, 4:6] - box[2:] / size).abs().sum(1) + (targets[:, 0] != image) + (targets[:, 1] != cls)
+                (targets[:, 2:4] - centre).abs().sum(1) + (targets[:, 4:6] - box[2:] / size).abs().sum(1)
+                + (targets[:, 0] != int(image)) + (targets[:, 1] != cls)
             ).argmin()
         )
         fast.add((n, int(a), int(y), int(x)))
-    assert len(fast) == len(m.image)
+    assert len(fast) == len(m.place)
     assert fast == slow_assign(targets, anchors, height, width, 4.0)
 
 

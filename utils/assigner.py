@@ -17,10 +17,7 @@ class Matches(NamedTuple):
     """
 
     valid: Tensor  # (L, n) bool: a match; what the other rows hold has no meaning, but is finite and inside the map
-    image: Tensor  # (L, n) long: position in the batch
-    number: Tensor  # (L, n) long: which of the level's anchors
-    y: Tensor  # (L, n) long: cell row
-    x: Tensor  # (L, n) long: cell column
+    place: Tensor  # (L, n) long: ((image * height + row) * width + column) * A + anchor, the position in maps flattened in this order
     anchor: Tensor  # (L, n, 2) the anchor's size in cells
     box: Tensor  # (L, n, 4) cxcywh in cells, the centre counted from the cell's corner
     cls: Tensor  # (L, n) long
@@ -53,9 +50,10 @@ def assign(targets: Tensor, anchors: Tensor, shapes: Sequence[tuple[int, int]], 
         return values.expand(*shape, *values.shape[4:]).flatten(1, 3)
 
     image, cls = (targets[:, column].long()[:, None, None] for column in (0, 1))
-    number = torch.arange(shape[2], device=targets.device)[:, None]
-    x, y = cell.long()[:, :, None].unbind(4)
-    return Matches(rows(fits[..., None] & taken[:, :, None]), *map(rows, (image, number, y, x, anchors[:, None, :, None], box[:, :, None], cls)))
+    x, y = cell.long()[:, :, None].unbind(4)  # (L, N, 1, 5)
+    width, height = size.long()[..., None, None].unbind(2)  # (L, 1, 1, 1)
+    place = ((image * height + y) * width + x) * shape[2] + torch.arange(shape[2], device=targets.device)[:, None]
+    return Matches(rows(fits[..., None] & taken[:, :, None]), rows(place), rows(anchors[:, None, :, None]), rows(box[:, :, None]), rows(cls))
 
 
 @functools.lru_cache(maxsize=64)

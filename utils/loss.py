@@ -64,7 +64,7 @@ def detection_loss(maps: Sequence[RawMap], targets: Tensor, anchors: Tensor, str
     """
     levels = torch.stack([level.to(targets) / stride for level, stride in zip(anchors, strides, strict=True)])
     m = assign(targets, levels, [(raw.obj.shape[2], raw.obj.shape[3]) for raw in maps], settings.anchor_t)
-    rows, objs = zip(*(_take(raw, *index) for raw, *index in zip(maps, m.image, m.y, m.x, m.number, strict=True)), strict=True)
+    rows, objs = zip(*(_take(raw, place) for raw, place in zip(maps, m.place, strict=True)), strict=True)
     logits = torch.stack(rows).float()  # (L, n, 4 + nc)
     matched = m.valid.sum(1).clamp(min=1)
     overlap = ciou(decode_box(logits[..., :4], logits.new_zeros(2), m.anchor), m.box)
@@ -74,8 +74,9 @@ def detection_loss(maps: Sequence[RawMap], targets: Tensor, anchors: Tensor, str
         cls = (torch.where(m.valid, _class_loss(logits[..., 4:], m.cls, settings), 0).sum(1) / matched).sum()
     best = torch.where(m.valid, overlap.detach(), 0).clamp(min=0)
     obj = box.new_zeros(())
-    for level, (logit, balance) in enumerate(zip(objs, settings.balance, strict=True)):
-        wanted = _wanted(logit.shape, m.image[level], m.y[level], m.x[level], m.number[level], best[level])
+    for logit, place, target, balance in zip(objs, m.place, best, settings.balance, strict=True):
+        # In a matched cell the best overlap of the objects matched there, whatever their order; 0 elsewhere.
+        wanted = torch.zeros(logit.shape, device=logit.device).scatter_reduce_(0, place, target, "amax")
         obj = obj + balance * _bce(logit.float(), wanted, settings.obj_pw, settings.fl_gamma, "sum") / logit.numel()
     box, obj, cls = box * settings.box_gain, obj * settings.obj_gain, cls * settings.cls_gain
     return LossTerms((box + obj + cls) * maps[0].obj.shape[0], box.detach(), obj.detach(), cls.detach())
@@ -87,37 +88,30 @@ def filled_up(targets: Tensor, least: int = 64) -> Tensor:
     return F.pad(targets, (0, 0, 0, length - len(targets)))
 
 
-def _take(raw: RawMap, *index: Tensor) -> tuple[Tensor, Tensor]:
-    """(box and class logits (n, 4 + nc) of the cells [image, y, x, anchor], objectness logits (B, H, W, A) of all)."""
+def _take(raw: RawMap, place: Tensor) -> tuple[Tensor, Tensor]:
+    """(box and class logits (n, 4 + nc) at the places, objectness logits (B H W A,) of all), in the order in which channels_last lies in memory."""
     if raw.packed is not None:
-        rows, obj = _TakePacked.apply(raw.packed, *index)
+        rows, obj = _TakePacked.apply(raw.packed.flatten(0, 3), place)
         return torch.cat([rows[:, :4], rows[:, 5:]], 1), obj
-    box, cls = (part.permute(0, 3, 4, 1, 2)[index] for part in (raw.box, raw.cls))  # in the order in which channels_last lies in memory
-    return torch.cat([box, cls], 1), raw.obj.permute(0, 2, 3, 1)
+    box, cls = (part.permute(0, 3, 4, 1, 2).flatten(0, 3)[place] for part in (raw.box, raw.cls))
+    return torch.cat([box, cls], 1), raw.obj.permute(0, 2, 3, 1).flatten()
 
 
 class _TakePacked(torch.autograd.Function):
-    """(rows (n, 5 + nc), objectness (B, H, W, A)) of packed logits (B, H, W, A, 5 + nc), with one gradient map for both instead of one each."""
+    """(rows (n, 5 + nc) at the places, objectness (m,)) of packed logits (m, 5 + nc), with one gradient map for both instead of one each."""
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, *index: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(*index)
+    def forward(ctx: Any, packed: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(place)
         ctx.shape = packed.shape
-        return packed[index], packed[..., 4].contiguous()
+        return packed[place], packed[:, 4].contiguous()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, obj = grads  # the rows' own objectness is not used, its gradient is 0
         grad = rows.new_zeros(ctx.shape)
-        grad[..., 4] = obj
-        return grad.index_put_(ctx.saved_tensors, rows, accumulate=True), None, None, None, None
-
-
-def _wanted(shape: torch.Size, image: Tensor, y: Tensor, x: Tensor, anchor: Tensor, overlap: Tensor) -> Tensor:
-    """Objectness targets (B, H, W, A): 0, and in a matched cell the best overlap of the objects matched there, in any order."""
-    _, height, width, anchors = shape
-    cell = ((image * height + y) * width + x) * anchors + anchor
-    return torch.zeros(shape, device=overlap.device).view(-1).scatter_reduce_(0, cell, overlap, "amax").view(shape)
+        grad[:, 4] = obj
+        return grad.index_put_(ctx.saved_tensors, rows, accumulate=True), None
 
 
 def _class_loss(logits: Tensor, cls: Tensor, settings: LossSettings) -> Tensor:
