@@ -15,9 +15,9 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 # Synthetic sources -> the paper's dataset build -> train -> validate -> detect.
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
-	$(BIN)/python -m data.synthetic --out $(DEMO)/sources --scenes 120 --seed 0 --size 320 320
+	$(BIN)/python -m data.synthetic --out $(DEMO)/sources --scenes 240 --seed 0 --size 320 320
 	$(BIN)/python -m data.msld build --bijie $(DEMO)/sources/bijie --southwest $(DEMO)/sources/southwest --out $(DEMO)/msld --split grouped
-	$(BIN)/python train.py --cfg models/demo.yaml --data $(DEMO)/msld/msld.yaml --hyp data/hyps/short.yaml --optimizer AdamW --epochs 60 --imgsz 160 --batch-size 16 --cache --project $(DEMO) --name train
+	$(BIN)/python train.py --cfg models/demo.yaml --data $(DEMO)/msld/msld.yaml --hyp data/hyps/short.yaml --optimizer AdamW --epochs 40 --imgsz 160 --batch-size 16 --cache --project $(DEMO) --name train
 	$(BIN)/python val.py --weights $(DEMO)/train/weights/best.pt --data $(DEMO)/msld/msld.yaml --task test --plots --gallery --save-json --project $(DEMO) --name val
 	$(BIN)/python detect.py --weights $(DEMO)/train/weights/best.pt --source $(DEMO)/msld/images/test --save-txt --save-conf --project $(DEMO) --name detect
 	@echo "Look at $(DEMO)/train/results.png, $(DEMO)/val and $(DEMO)/detect"
