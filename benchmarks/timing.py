@@ -149,11 +149,3 @@ def _asked(connection: Any) -> tuple[float, float]:
     connection.send("go")
     seconds, cpu = connection.recv()
     return seconds, cpu
-
-
-def ratio_line(title: str, unit: str, ours: Measured, theirs: Measured) -> str:
-    """One line of a result: medians with their range, and how many times faster ours is."""
-    ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
-    speed = f"{theirs.median / ours.median:.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f})"
-    work = statistics.median(theirs.cpu) / statistics.median(ours.cpu)
-    return f"{title}: ours {ours}, yolov5 {theirs} per {unit}; {speed}; processor time {work:.2f}"

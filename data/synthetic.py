@@ -33,8 +33,7 @@ class Options:
 
 
 # --help and wrong flags are answered before the time that importing OpenCV takes.
-if __name__ == "__main__":
-    parse(Options, prog="python -m data.synthetic")
+OPTIONS = parse(Options, prog="python -m data.synthetic") if __name__ == "__main__" else Options()
 
 import json  # noqa: E402
 import sys  # noqa: E402
@@ -203,7 +202,7 @@ def _check_large(size: list[int], geotiff: bool) -> None:
 
 
 def main() -> None:
-    options = parse(Options, prog="python -m data.synthetic")
+    options = OPTIONS
     if options.scenes < 1 or options.jobs < 1 or options.seed < 0:
         raise UserError("--scenes and --jobs must be 1 or more, --seed 0 or more")
     size = None

@@ -23,7 +23,7 @@ from reproduction.statistics import Interval
 from utils.detections import Detections, Truth
 from utils.draw import draw_boxes
 from utils.metrics import PAPER_CONFIDENCE, RECALLS, Curve, Matches, curve, match, paper_points
-from utils.plots import DETECTION, DPI, INK, MISSED, PALETTE, TRUTH, WRONG, read_results
+from utils.plots import DETECTION, DPI, INK, MISSED, PALETTE, TRUTH, WRONG, plain_axes, read_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,10 +79,7 @@ def _figure(width: float, height: float, rows: int, columns: int, heights: Seque
     grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     axes = [figure.add_subplot(grid[number // columns, number % columns]) for number in range(rows * columns)]
     for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color("#999999")
-        ax.tick_params(colors=INK, labelsize=8.5)
-        ax.set_axisbelow(True)
+        plain_axes(ax, 8.5)
     return figure, axes
 
 

@@ -79,4 +79,3 @@ STUDIES = {
 }
 EPOCHS, IMGSZ, BATCH, OPTIMIZER, HYP = 300, 640, 16, "SGD", "data/hyps/ls-yolo.yaml"
 FOREIGN_HYP, FOREIGN_OPTIMIZER = "data/hyps/baselines.yaml", "AdamW"
-DEVICE = "RTX 3070 8 GB"

@@ -13,10 +13,9 @@ import numpy as np
 from data.dataset import DatasetSpec, Sample
 from data.groups import read_groups
 from data.report import LARGE, SMALL, prefix
-from reproduction.statistics import strongest
 from utils.detections import Detections, Truth
 from utils.errors import UserError
-from utils.metrics import COCO_IOUS, PAPER_CONFIDENCE, Curve, Matches, Operating, coco_ap, curve, match, paper_ap, score
+from utils.metrics import COCO_IOUS, PAPER_CONFIDENCE, Curve, Matches, Operating, best_of_each_class, coco_ap, curve, match, paper_ap, score
 
 INFINITE = float("inf")
 SIZES = {"small": (0.0, SMALL), "medium": (SMALL, LARGE), "large": (LARGE, INFINITE)}  # box area in pixels
@@ -67,8 +66,8 @@ def measure_parts(
         found, coco = ([items[i] for i in chosen] for items in (detections, coco_detections))
         result[f"source:{origin}"] = score(found, [truths[i] for i in chosen], names, coco).to_dict()
     areas = np.array([sample.width * sample.height for sample in samples], np.float64)
-    deployed, coco_matches = match(detections, truths), match([strongest(found) for found in coco_detections], truths, COCO_IOUS)
-    pixels = [_areas(items) for items in (detections, [strongest(found) for found in coco_detections], truths)]
+    deployed, coco_matches = match(detections, truths), match([best_of_each_class(found) for found in coco_detections], truths, COCO_IOUS)
+    pixels = [_areas(items) for items in (detections, [best_of_each_class(found) for found in coco_detections], truths)]
     shares = [area / areas[image] for area, image in zip(pixels, (deployed.image, coco_matches.image, deployed.truth_image), strict=True)]
     for kind, ranges, sizes in (("size", SIZES, pixels), ("share", SHARES, shares)):
         for name, (low, high) in ranges.items():

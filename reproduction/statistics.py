@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.detections import Detections, Truth
-from utils.metrics import COCO_IOUS, COCO_MAX_DETECTIONS, PAPER_CONFIDENCE, RECALLS, Matches, match
+from utils.metrics import COCO_IOUS, PAPER_CONFIDENCE, RECALLS, Matches, best_of_each_class, match
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of the intervals
@@ -66,16 +66,8 @@ def coco_samples(detections: Sequence[Detections], truths: Sequence[Truth], clas
 
     Equal scores enter together, where the report takes them in the order of the images: no sample depends on how images are named.
     """
-    matches = match([strongest(found) for found in detections], truths, COCO_IOUS)
+    matches = match([best_of_each_class(found) for found in detections], truths, COCO_IOUS)
     return _mean_of_classes(np.stack([_coco_class(matches, cls, weights) for cls in range(classes)]), matches, weights)
-
-
-def strongest(found: Detections, count: int = COCO_MAX_DETECTIONS) -> Detections:
-    """At most `count` detections of each class, those with the highest scores, in their order."""
-    order = np.lexsort((np.arange(len(found)), -found.scores, found.classes))
-    classes = found.classes[order]
-    rank = np.arange(len(found)) - np.searchsorted(classes, classes, "left")
-    return found.select(np.sort(order[rank < count]))
 
 
 def _mean_of_classes(values: np.ndarray, matches: Matches, weights: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 import benchmarks.__main__ as benchmarks
 from benchmarks.nms import predictions
 from benchmarks.peer_detections import compare
-from benchmarks.timing import Measured, Row, alternate, alternate_processes, ratio_line
+from benchmarks.timing import Measured, Row, alternate, alternate_processes
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,11 +43,6 @@ def test_programs_take_turns_and_warm_up_is_not_counted() -> None:
     found = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3, warm=1)
     assert calls == ["a", "b", "b", "a", "a", "b", "b", "a"]
     assert all(len(measured.seconds) == 3 for measured in found.values())
-
-
-def test_the_ratio_says_how_many_times_faster_we_are() -> None:
-    line = ratio_line("title", "image", Measured((0.1, 0.2, 0.3), (0.1, 0.1, 0.1)), Measured((0.4, 0.4, 0.3), (0.2, 0.3, 0.4)))
-    assert line == "title: ours 200.0 ms (100.0 to 300.0), yolov5 400.0 ms (300.0 to 400.0) per image; 2.00 times as fast (1.00 to 4.00); processor time 3.00"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("yolov5") is not None, reason="the yolov5 package is installed here")

@@ -221,17 +221,22 @@ def test_a_dead_data_worker_ends_the_run_with_3(flags: list[str], tmp_path: Path
         pytest.skip("child processes are found through /proc, which this system has not")
     command = [sys.executable, "train.py", *flags, "--project", str(tmp_path), "--epochs", "500", "--workers", "2", "--noval", "--nosave"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        assert process.stderr is not None
-        seen = b""
-        while b"2/500" not in seen:
-            piece = os.read(process.stderr.fileno(), 65536)
-            assert piece, seen.decode()
-            seen += piece
+        wait_for(process, b"2/500")
         os.kill(children(process.pid)[-1], signal.SIGKILL)
         _, rest = process.communicate(timeout=60)
     assert process.returncode == 3, rest.decode()
     line = rest.decode().strip().splitlines()[-1]
     assert line.startswith("error: DataLoader worker") and "--workers 0" in line
+
+
+def wait_for(process: subprocess.Popen[bytes], word: bytes) -> None:
+    """Read the process's errors until the word has come."""
+    assert process.stderr is not None
+    seen = b""
+    while word not in seen:
+        piece = os.read(process.stderr.fileno(), 65536)
+        assert piece, seen.decode()
+        seen += piece
 
 
 def test_too_little_shared_memory_ends_with_3(flags: list[str], tmp_path: Path) -> None:
@@ -263,12 +268,7 @@ def test_ctrl_c_reaches_all_processes_of_a_run_and_it_is_saved(sign: int, code: 
     """A terminal sends Ctrl-C to the workers too: they must go on until the main process has saved, and end with it."""
     command = [sys.executable, *how, "train.py", *flags, "--project", str(tmp_path), "--epochs", "500", "--workers", "2", "--noval", "--nosave"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True) as process:
-        assert process.stderr is not None
-        seen = b""
-        while b"2/500" not in seen:
-            piece = os.read(process.stderr.fileno(), 65536)
-            assert piece, seen.decode()
-            seen += piece
+        wait_for(process, b"2/500")
         os.killpg(process.pid, sign)
         _, rest = process.communicate(timeout=60)
     assert process.returncode == code and b"go on with --resume" in rest, rest.decode()

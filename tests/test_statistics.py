@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reproduction.statistics import coco_samples, draw_weights, interval, paper_samples, strongest
+from reproduction.statistics import coco_samples, draw_weights, interval, paper_samples
 from utils.detections import Detections, Truth
-from utils.metrics import COCO_IOUS, coco_ap, curve, match, paper_ap, score
+from utils.metrics import COCO_IOUS, best_of_each_class, coco_ap, curve, match, paper_ap, score
 
 
 def made_up(rng: np.random.Generator, images: int, classes: int = 1, noise: float = 6.0, shift: float = 0.0, rounded: bool = False) -> list[Detections]:
@@ -37,7 +37,7 @@ def truths(images: int, classes: int = 1) -> list[Truth]:
 def reference(found: list[Detections], truth: list[Truth], classes: int, weights: np.ndarray) -> tuple[float, float, float]:
     """Paper AP, AP50 and AP50:95 of one sample, by the curves that val.py's report is made of."""
     papers, cocos = [], []
-    deployed, coco = match(found, truth), match([strongest(one) for one in found], truth, COCO_IOUS)
+    deployed, coco = match(found, truth), match([best_of_each_class(one) for one in found], truth, COCO_IOUS)
     for cls in range(classes):
         if curve(deployed, cls, 0, weights).positives:
             papers.append(paper_ap(curve(deployed, cls, 0, weights)))
@@ -123,10 +123,10 @@ def test_images_that_repeat_each_other_widen_the_interval() -> None:
     assert widths[2] < 0.6 * widths[0]
 
 
-def test_strongest_keeps_a_hundred_of_each_class() -> None:
+def test_best_of_each_class_keeps_a_hundred_of_each_class() -> None:
     rng = np.random.default_rng(0)
     scores, classes = np.sort(rng.random(350))[::-1].astype(np.float32), rng.integers(2, size=350)
-    kept = strongest(Detections(rng.random((350, 4)).astype(np.float32), scores, classes))
+    kept = best_of_each_class(Detections(rng.random((350, 4)).astype(np.float32), scores, classes))
     for cls in range(2):
         np.testing.assert_array_equal(kept.scores[kept.classes == cls], scores[classes == cls][:100])
     assert (np.diff(kept.scores) <= 0).all()

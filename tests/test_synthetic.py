@@ -16,7 +16,8 @@ from data.msld import find_sources
 from data.noise import AGAIN, SIDE, Noise, crown_tile, crowns, noise_tile
 from data.scene import plan_scene, visible_box
 from data.scene_render import render
-from data.synthetic import SHARES, counts, landslides_geojson, main, make_scene, plan_large, write_large, write_sources
+from data.synthetic import SHARES, Options, counts, landslides_geojson, main, make_scene, plan_large, write_large, write_sources
+from utils.config import parse
 from utils.errors import UserError
 
 
@@ -194,7 +195,7 @@ def test_an_unfinished_geotiff_has_no_name(tmp_path: Path) -> None:
      (["--scene", "9000", "9000"], "with --geotiff up to"), (["--scene", "500"], "width and height")],
 )
 def test_wrong_options(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["synthetic", "--out", str(tmp_path), *arguments])
+    monkeypatch.setattr("data.synthetic.OPTIONS", parse(Options, ["--out", str(tmp_path), *arguments]))
     with pytest.raises(UserError, match=message):
         main()
     assert not list(tmp_path.iterdir())

@@ -277,7 +277,7 @@ def coco_aps(detections: Sequence[Detections], truths: Sequence[Truth], classes:
 
     The numbers of pycocotools' COCOeval for boxes (all areas), to the last digits: equal scores stay in the order of the images, as there.
     """
-    matches = match([found if len(found) <= COCO_MAX_DETECTIONS else _best_of_each_class(found) for found in detections], truths, COCO_IOUS)
+    matches = match([found if len(found) <= COCO_MAX_DETECTIONS else best_of_each_class(found) for found in detections], truths, COCO_IOUS)
     order = np.argsort(-matches.scores, kind="stable")
     kinds, hit = matches.classes[order], matches.hits[:, order]
     table = np.zeros((classes, 2))
@@ -296,7 +296,7 @@ def coco_aps(detections: Sequence[Detections], truths: Sequence[Truth], classes:
     return table
 
 
-def _best_of_each_class(found: Detections) -> Detections:
+def best_of_each_class(found: Detections) -> Detections:
     """The detections that are among the best COCO_MAX_DETECTIONS of their class."""
     order = np.lexsort((-found.scores, found.classes))
     kinds = found.classes[order]

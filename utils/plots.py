@@ -56,12 +56,17 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     FigureCanvasAgg(figure)
     axes = [figure.add_subplot(rows, columns, number + 1) for number in range(rows * columns)]
     for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color("#999999")
-        ax.tick_params(colors=INK, labelsize=8)
+        plain_axes(ax, 8)
         ax.grid(True, color="#e6e6e6", linewidth=0.7)
-        ax.set_axisbelow(True)
     return figure, axes
+
+
+def plain_axes(ax: Axes, label_size: float) -> None:
+    """The look that all charts share: two thin edges, dark figures, lines behind the data."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color("#999999")
+    ax.tick_params(colors=INK, labelsize=label_size)
+    ax.set_axisbelow(True)
 
 
 def _label(ax: Axes, title: str, x: str = "", y: str = "") -> None:
