@@ -17,10 +17,9 @@ import numpy as np
 
 from data.images import decode_image, read_header
 from data.labels import Labels
+from data.options import MIN_SHARE
 from utils.errors import UserError
 
-# Regions of a mask below this share of the image are specks, not landslides.
-MIN_SHARE = 0.0005
 LARGEST_XML = 16 * 2**20
 Box = tuple[float, float, float, float]  # xyxy in pixels; left and top edge of the first, right and bottom edge of the last pixel
 

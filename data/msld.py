@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import sys
 
-# Answered before the time that importing OpenCV takes.
-if __name__ == "__main__" and sys.argv[1:] in ([], ["-h"], ["--help"]):
-    print(__doc__)
-    sys.exit(0)
+from data.options import MIN_SHARE, BuildOptions, Options, ReportOptions, command_line
+
+# --help and wrong flags are answered before the time that importing OpenCV takes.
+if __name__ == "__main__":
+    OPTIONS = command_line(sys.argv[1:], __doc__)
 
 import hashlib  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Iterable, Iterator, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Literal  # noqa: E402
 
@@ -25,31 +27,16 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from data.build import Plan, finish, one_thread, raise_problems, replace_file, spread, start  # noqa: E402
-from data.formats import MIN_SHARE, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_mask, read_voc  # noqa: E402
+from data.formats import labels_from_mask, labels_from_polygon_text, labels_from_voc, read_mask, read_voc  # noqa: E402
 from data.groups import SPLITS, Groups, Split, generator, grouped_sides, leaks, random_sides, read_groups, split_sizes  # noqa: E402
 from data.images import SUFFIXES, decode_image, read_bytes  # noqa: E402
 from data.labels import Labels, format_yolo  # noqa: E402
 from data.offline import DRAWN, TECHNIQUES  # noqa: E402
-from utils.config import option, parse  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 
 Origin = Literal["bijie", "southwest", "negative"]
 VOC_NAMES = ("slide", "landslide")  # both mean class 0
 QUALITY = 95  # JPEG quality of everything that is not copied
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """Build the paper's MSLD from the Bijie and the Southwest sources."""
-
-    bijie: str | None = option(None, "Bijie folder with landslide/{image,mask or polygon_coordinate} and non-landslide/image")
-    southwest: str | None = option(None, "Southwest folder with JPEG + VOC XML")
-    out: str = option("datasets/msld", "new folder of the dataset; an interrupted build in it is continued")
-    seed: int = option(0, "drives techniques, their strength and the split")
-    split: str = option("paper", "paper: after augmentation, as the paper did; grouped: versions of one place stay together", choices=("paper", "grouped"))
-    group: str | None = option(None, "CSV with the columns name,group: sources that overlap on the ground")
-    min_share: float = option(MIN_SHARE, "regions of a mask below this share of the image are dropped")
-    jobs: int = option(1, "processes")
 
 
 @dataclass(frozen=True)
@@ -327,28 +314,19 @@ class _Check:
         return check_source(source, self.min_share)
 
 
-def main() -> int:
-    """Entry of `python -m data.msld`."""
-    command, rest = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if command == "build":
-        options = parse(BuildOptions, rest, "python -m data.msld build")
-        one_thread()
+def main(options: Options) -> int:
+    """Entry of `python -m data.msld`: each command imports what it needs alone."""
+    if isinstance(options, ReportOptions):
+        from data.report import report
+
+        return report(options)
+    one_thread()
+    if isinstance(options, BuildOptions):
         return build(options)
-    if command == "prepare":
-        from data.prepare import PrepareOptions, prepare
+    from data.prepare import prepare
 
-        chosen = parse(PrepareOptions, rest, "python -m data.msld prepare")
-        one_thread()
-        return prepare(chosen)
-    if command == "report":
-        from data.report import ReportOptions, report
-
-        return report(parse(ReportOptions, rest, "python -m data.msld report"))
-    print(__doc__)
-    if command not in ("-h", "--help"):
-        raise UserError(f"{command!r}: build, prepare or report was expected")
-    return 0
+    return prepare(options)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(partial(main, OPTIONS))

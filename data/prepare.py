@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from data.build import Plan, finish, raise_problems, replace_file, spread, start
-from data.formats import MIN_SHARE, CocoFile, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_coco, read_mask, read_voc
+from data.formats import CocoFile, labels_from_mask, labels_from_polygon_text, labels_from_voc, read_coco, read_mask, read_voc
 from data.groups import SPLITS, Groups, Split, grouped_sides, leaks, read_groups
 from data.images import SUFFIXES, decode_image, read_bytes
 from data.labels import Labels, format_yolo, parse_yolo
-from utils.config import option
+from data.options import PrepareOptions
 from utils.errors import UserError
 
 Form = Literal["mask", "polygon", "coco", "voc", "yolo", "none"]
@@ -27,19 +27,6 @@ PLACES: tuple[tuple[Form, tuple[str, ...], frozenset[str]], ...] = (
     ("yolo", ("labels",), frozenset({".txt"})),
 )
 ALIASES = {"slide": "landslide"}  # the Southwest set's name of the class
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Turn a folder of images with masks, polygons, COCO JSON, VOC XML or YOLO text into a YOLO dataset."""
-
-    folder: str = option("", "folder with images/ (or images in it) and masks/, polygon_coordinate/, annotations/, labels/ or a COCO *.json", positional=True)
-    out: str = option("datasets/prepared", "new folder of the dataset; an interrupted build in it is continued")
-    names: list[str] | None = option(None, "class names (default: those of the COCO file, else landslide)")
-    group: str | None = option(None, "CSV with the columns name,group[,source] (default: FOLDER/manifest.csv if it has them)")
-    seed: int = option(0, "drives the split: 63 % train, 7 % val, 30 % test, groups kept together")
-    min_share: float = option(MIN_SHARE, "regions of a mask below this share of the image are dropped")
-    jobs: int = option(1, "processes")
 
 
 @dataclass(frozen=True)

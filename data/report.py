@@ -6,7 +6,6 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,8 @@ from data.dataset import DatasetSpec, Sample, load_data, load_split
 from data.groups import generator, leaks
 from data.images import read_image, write_image
 from data.offline import TECHNIQUES
+from data.options import ReportOptions
 from data.shortcut import NoPixelRule
-from utils.config import option
 from utils.detections import Truth
 from utils.metrics import score
 
@@ -30,14 +29,6 @@ COLOUR_IMAGES = 200  # of each split are decoded for the colour statistics
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of object areas in pixels
 OUTLINE = (255, 60, 40)
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Describe a dataset in numbers and pictures, and measure what can be guessed without looking at a pixel."""
-
-    data: str = option("", "dataset YAML", positional=True)
-    out: str | None = option(None, "folder to write into (default: runs/report/NAME)")
 
 
 def report(options: ReportOptions) -> int:

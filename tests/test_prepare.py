@@ -15,7 +15,8 @@ from data.dataset import load_data, load_split
 from data.formats import CocoImage, labels_from_mask, voc_from_labels, write_coco
 from data.images import write_image
 from data.labels import Labels, format_yolo, parse_yolo
-from data.prepare import PrepareOptions, prepare
+from data.options import PrepareOptions
+from data.prepare import prepare
 from tests.conftest import REAL
 from utils.errors import UserError
 

@@ -11,8 +11,9 @@ import pytest
 from data.dataset import Sample
 from data.images import read_image, write_image
 from data.labels import Labels
-from data.msld import BuildOptions, build
-from data.report import ReportOptions, blind_scores, colour_statistics, prefix, report, statistics
+from data.msld import build
+from data.options import BuildOptions, ReportOptions
+from data.report import blind_scores, colour_statistics, prefix, report, statistics
 from data.shortcut import NoPixelRule
 from data.synthetic import write_sources
 from utils.boxes import iou

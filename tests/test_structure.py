@@ -103,6 +103,7 @@ def test_functions_are_short_and_public_ones_documented(path: Path) -> None:
 
 SCRIPTS = [
     *("train.py", "val.py", "detect.py", "-m models.yolo", "-m models.publish", "-m data.render", "-m data.split", "-m data.synthetic"),
+    *("-m data.msld build", "-m data.msld prepare", "-m data.msld report", "reproduce.py ablation", "reproduce.py comparison", "reproduce.py plan"),
     *("-m benchmarks", "-m benchmarks.peer_detections", "-m benchmarks.gpu", "-m fuzz.run"),
 ]
 
