@@ -21,14 +21,16 @@ ROWS = {
     **dict.fromkeys(("gpu_render", "gpu_wait"), "gpu"),
     **dict.fromkeys(("gpu_step", "gpu_epoch", "gpu_infer_b1", "gpu_infer_b32"), "on_gpu"),
 }
+# The same for --peer ultralytics, where it does the same work.
+SECOND = dict.fromkeys(("pipeline_ram", "pipeline_disk", "nms_all", "nms_val", "nms_detect", "ap", "startup"), "second_peer")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Measure this program and YOLOv5 alternately; a ratio above 1 says how many times better ours is."""
+    """Measure this program and YOLOv5 (or Ultralytics) alternately; a ratio above 1 says how many times better ours is."""
 
     only: list[str] | None = option(None, "rows to measure (default: all): " + " ".join(ROWS), metavar="ROW")
-    peer: str = option("yolov5", "what to compare with; it is never installed here, see requirements-bench.txt", choices=("yolov5", "none"))
+    peer: str = option("yolov5", "what to compare with; it is never installed here, see requirements-bench.txt", choices=("yolov5", "ultralytics", "none"))
     device: str = option("cpu", "cpu, or a GPU number such as 0; the rows gpu_* use the first GPU where there is one")
     rounds: int = option(0, "measured rounds of each program (default: each row's own number)")
     threads: int = option(0, "threads of PyTorch (default: its own choice)")
@@ -40,6 +42,7 @@ class Options:
 OPTIONS = parse(Options, prog="python -m benchmarks") if __name__ == "__main__" else Options()
 
 import difflib  # noqa: E402
+import importlib.metadata  # noqa: E402
 import importlib.util  # noqa: E402
 import json  # noqa: E402
 import multiprocessing  # noqa: E402
@@ -51,7 +54,7 @@ from collections.abc import Sequence  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from benchmarks.peer import PACKAGE, how_to_install, peer_environment  # noqa: E402
+from benchmarks.peer import how_to_install, peer_environment  # noqa: E402
 from benchmarks.timing import Row, Settings, row_of  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 
@@ -105,11 +108,15 @@ def main() -> int:
 
     names = chosen_rows(OPTIONS.only)
     peer: str | None = OPTIONS.peer if OPTIONS.peer != "none" else None
-    if peer and importlib.util.find_spec(PACKAGE) is None:
-        print(f"{how_to_install()}; ours is measured alone", file=sys.stderr)
+    if peer and importlib.util.find_spec(peer) is None:
+        print(f"{how_to_install(peer)}; ours is measured alone", file=sys.stderr)
         peer = None
-    settings, where = Settings(OPTIONS.device, peer, OPTIONS.rounds, OPTIONS.threads, OPTIONS.quick), machine()
-    left_out = [name for name in names if name.startswith("gpu_")] if not torch.cuda.is_available() else []
+    modules = SECOND if peer == "ultralytics" else ROWS
+    left_out = {name: f"{peer} does no such work" for name in names if name not in modules}
+    if not torch.cuda.is_available():
+        left_out |= {name: "there is no CUDA device" for name in names if name.startswith("gpu_")}
+    against = f"{peer} {importlib.metadata.version(peer)}" if peer else "none"
+    settings, where = Settings(OPTIONS.device, peer, OPTIONS.rounds, OPTIONS.threads, OPTIONS.quick), f"{machine()}; peer: {against}"
     print(f"{where}\n{'row':21} {'ours':>12} {'peer':>12} {'per':>8} {'ratio':>8} {'lowest to highest':>18} {'cpu time':>8}", flush=True)
     rows: list[Row] = []
     failed: list[str] = []
@@ -119,7 +126,7 @@ def main() -> int:
             if name in left_out:
                 continue
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                future = pool.submit(row_of, ROWS[name], name, settings)
+                future = pool.submit(row_of, modules[name], name, settings)
                 error = future.exception()
             if error:  # the other rows are measured all the same
                 failed.append(name)
@@ -129,8 +136,8 @@ def main() -> int:
             print(line(rows[-1]), flush=True)
             if OPTIONS.json:
                 write(OPTIONS.json, rows, where)
-    if left_out:
-        print(f"not run, for there is no CUDA device: {' '.join(left_out)}")
+    for reason in dict.fromkeys(left_out.values()):
+        print(f"not run, for {reason}: {' '.join(name for name in left_out if left_out[name] == reason)}")
     return 1 if failed else 0
 
 

@@ -36,7 +36,7 @@ def our_epoch(folder: Path, settings: Settings) -> Program:
     samples, _ = scan(images, 1, "generated", quiet=True)
     store = ImageStore(samples)
     store.keep(quiet=True)
-    run = our_run(our_network(YOLO, settings.peer is not None), None, BATCH, side, select_device(settings.device))
+    run = our_run(our_network(YOLO, False), None, BATCH, side, select_device(settings.device))  # nothing of the peer is imported here
     order = TrainBatches(samples, BATCH, side, 32, 0)
     loader = make_loader(Pictures(samples, store, Hyp()), order, 0)
 

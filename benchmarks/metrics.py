@@ -14,7 +14,7 @@ from benchmarks.peer import PACKAGE, require_peer
 from benchmarks.timing import OURS, PEER, Program, Row, Settings, measure
 from utils.detections import Detections, Truth
 from utils.heap import keep_heap
-from utils.metrics import COCO_IOUS, COCO_MAX_DETECTIONS, best_f1_confidence, coco_aps, curves, match, paper_ap
+from utils.metrics import COCO_IOUS, COCO_MAX_DETECTIONS, Matches, best_f1_confidence, coco_aps, curves, match, paper_ap
 
 CLASSES = 3
 DETECTIONS = 10  # per image
@@ -67,22 +67,23 @@ def matching(settings: Settings) -> Row:
     return measure("matching", "s", programs, settings.rounds_or(3), note=f"{len(truths)} images, ten thresholds; equal hits")
 
 
+def our_aps(matches: Matches) -> np.ndarray:
+    """(classes, 10) AP; the confidence of the best F1 is found as well, as the peers do."""
+    per_class = [curves(matches, cls) for cls in range(CLASSES)]
+    best_f1_confidence([levels[0] for levels in per_class])
+    return np.array([[paper_ap(one, 0.0) for one in levels] for levels in per_class])
+
+
 def ap(settings: Settings) -> Row:
     """From matches to AP at ten thresholds and the confidence of the best F1; the same AP."""
     detections, truths = made_up(_size(settings))
     matches = match(detections, truths, COCO_IOUS)
-
-    def ours() -> np.ndarray:
-        per_class = [curves(matches, cls) for cls in range(CLASSES)]
-        best_f1_confidence([levels[0] for levels in per_class])
-        return np.array([[paper_ap(one, 0.0) for one in levels] for levels in per_class])
-
-    programs: dict[str, Program] = {OURS: ours}
+    programs: dict[str, Program] = {OURS: lambda: our_aps(matches)}
     if settings.peer:
         require_peer()
         compute, hits, names = import_module(f"{PACKAGE}.utils.metrics").ap_per_class, matches.truth.T >= 0, dict(enumerate("abc"))
         programs[PEER] = theirs = lambda: compute(hits, matches.scores, matches.classes, matches.truth_classes, names=names)
-        assert np.allclose(ours(), theirs()[5], rtol=0, atol=1e-6), "the two programs disagree on AP"
+        assert np.allclose(our_aps(matches), theirs()[5], rtol=0, atol=1e-6), "the two programs disagree on AP"
     return measure("ap", "s", programs, settings.rounds_or(15), note=f"{len(matches.scores)} detections, {CLASSES} classes, ten thresholds; equal AP")
 
 

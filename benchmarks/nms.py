@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import import_module
 
 import numpy as np
@@ -16,6 +17,21 @@ ROWS = 25_200  # predictions of an image of 640 px
 OBJECTS = 20  # the predictions that pass crowd around so many places
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """How many predictions pass, the limits of NMS, and how long it is measured."""
+
+    passing: int
+    conf: float
+    iou: float
+    max_det: int
+    rounds: int
+    calls: int  # a round
+
+
+EVERYTHING, VALIDATE, DETECT = Crowd(ROWS, 0.001, 0.6, 300, 3, 1), Crowd(1450, 0.001, 0.6, 300, 15, 10), Crowd(8, 0.5, 0.45, 1000, 15, 50)
+
+
 def predictions(passing: int, conf: float, seed: int = 0) -> torch.Tensor:
     """(1, 25200, 6) of one class, of which `passing` score above `conf`."""
     rng = np.random.default_rng(seed)
@@ -28,32 +44,32 @@ def predictions(passing: int, conf: float, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.column_stack([centre, rng.uniform(20, 90, (ROWS, 2)), score, np.ones(ROWS)])[None].astype(np.float32))
 
 
-def _row(row: str, passing: int, conf: float, iou: float, max_det: int, rounds: int, calls: int, settings: Settings) -> Row:
+def _row(row: str, crowd: Crowd, settings: Settings) -> Row:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     keep_heap()  # as val.py and detect.py do; the peer gains as well
-    image = predictions(passing, conf)
-    ours = nms(image, conf, iou, max_det)[0]
-    calls = 1 if settings.quick else calls
-    programs: dict[str, Program] = {OURS: lambda: [nms(image, conf, iou, max_det) for _ in range(calls)]}
-    note = f"{passing} of {ROWS} pass {conf:g}"
+    image, limits = predictions(crowd.passing, crowd.conf), (crowd.conf, crowd.iou)
+    ours = nms(image, *limits, crowd.max_det)[0]
+    calls = 1 if settings.quick else crowd.calls
+    programs: dict[str, Program] = {OURS: lambda: [nms(image, *limits, crowd.max_det) for _ in range(calls)]}
+    note = f"{crowd.passing} of {ROWS} pass {crowd.conf:g}"
     if settings.peer:
         require_peer()
         theirs = import_module(f"{PACKAGE}.utils.general").non_max_suppression
-        expected = theirs(image.clone(), conf, iou, max_det=max_det)[0].numpy()
+        expected = theirs(image.clone(), *limits, max_det=crowd.max_det)[0].numpy()
         assert np.allclose(np.column_stack([ours.boxes, ours.scores]), expected[:, :5], atol=1e-4), "the two programs keep different boxes"
         # The peer writes into what it is given; it is given a copy, and so are we.
         programs = {
-            OURS: lambda: [nms(image.clone(), conf, iou, max_det) for _ in range(calls)],
-            PEER: lambda: [theirs(image.clone(), conf, iou, max_det=max_det) for _ in range(calls)],
+            OURS: lambda: [nms(image.clone(), *limits, crowd.max_det) for _ in range(calls)],
+            PEER: lambda: [theirs(image.clone(), *limits, max_det=crowd.max_det) for _ in range(calls)],
         }
         note += "; the same boxes kept"
-    return measure(row, "s/image", programs, settings.rounds_or(rounds), calls, note=note)
+    return measure(row, "s/image", programs, settings.rounds_or(crowd.rounds), calls, note=note)
 
 
 def nms_all(settings: Settings) -> Row:
     """Everything passes, as in the first epochs of a training; and of a batch of 16 such images none may come back empty."""
-    row = _row("nms_all", ROWS, 0.001, 0.6, 300, 3, 1, settings)
+    row = _row("nms_all", EVERYTHING, settings)
     batch = predictions(ROWS, 0.001).repeat(2 if settings.quick else 16, 1, 1)
     dropped = sum(not len(found) for found in nms(batch, 0.001, 0.6))
     assert dropped == 0, f"{dropped} images lost their detections"
@@ -66,9 +82,9 @@ def nms_all(settings: Settings) -> Row:
 
 def nms_val(settings: Settings) -> Row:
     """As many as a trained network's validation lets pass."""
-    return _row("nms_val", 1450, 0.001, 0.6, 300, 15, 10, settings)
+    return _row("nms_val", VALIDATE, settings)
 
 
 def nms_detect(settings: Settings) -> Row:
     """As many as a detection lets pass."""
-    return _row("nms_detect", 8, 0.5, 0.45, 1000, 15, 50, settings)
+    return _row("nms_detect", DETECT, settings)

@@ -17,7 +17,7 @@ import torch
 
 from utils.errors import UserError
 
-PACKAGE, VERSION = "yolov5", "7.0.14"
+PACKAGE = "yolov5"
 
 
 def peer_environment(folder: Path) -> dict[str, str]:
@@ -25,10 +25,10 @@ def peer_environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "true", "YOLO_VERBOSE": "false", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}
 
 
-def how_to_install() -> str:
-    """What to say where the peer is missing."""
+def how_to_install(package: str = PACKAGE) -> str:
+    """What to say where a peer is missing."""
     return (
-        f"the {PACKAGE} package is not in this environment; make one with `python -m venv .venv-bench`, "
+        f"the {package} package is not in this environment; make one with `python -m venv .venv-bench`, "
         f"`.venv-bench/bin/pip install -r requirements.txt`, `.venv-bench/bin/pip install --no-deps -r requirements-bench.txt`, "
         f"and run this with .venv-bench/bin/python"
     )

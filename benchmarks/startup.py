@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ def startup(settings: Settings) -> Row:
     """YOLOv5s of random weights on one image of 640 px: imports, checkpoint, network, the image, its files."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
-        folder, commands = Path(place), {}
+        folder = Path(place)
+        commands: dict[str, tuple[list[str], Path]] = {}
         write_image(folder / "image.jpg", torch.randint(0, 256, (640, 640, 3), dtype=torch.uint8).numpy())
         flags = ["--source", str(folder / "image.jpg"), "--img", "640", "--device", settings.device, "--save-txt", "--project", place, "--exist-ok"]
         config, weights = (model := build_model("models/yolov5s.yaml", 1)).config, model.state_dict()
@@ -49,14 +51,18 @@ def startup(settings: Settings) -> Row:
             commands[PEER] = (["-m", f"{PACKAGE}.detect", "--weights", str(folder / "peer.pt"), *flags, "--name", PEER], folder)
         save_checkpoint(folder / "ours.pt", {"model": config.to_dict(), "names": ["landslide"], "imgsz": 640, "ema": weights})
         commands[OURS] = (["detect.py", "--weights", str(folder / "ours.pt"), *flags, "--name", OURS], ROOT)
-        environment = peer_environment(folder) | ({"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {})
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
-        rounds = settings.rounds_or(7)
-        for number in range(1 + rounds):  # the first brings the files into the system's cache
-            for name in sorted(commands, reverse=number % 2 == 0):
-                arguments, cwd = commands[name]
-                values = _process(arguments, cwd, environment)
-                if number:
-                    found[name].append(values)
+        return processes_in_turn(commands, folder, settings, "process start to end, one image")
+
+
+def processes_in_turn(commands: Mapping[str, tuple[list[str], Path]], folder: Path, settings: Settings, note: str) -> Row:
+    """The row `startup` of the two programs' (arguments of Python, working folder); the peer's own settings go to `folder`."""
+    environment = peer_environment(folder) | ({"OMP_NUM_THREADS": str(settings.threads)} if settings.threads else {})
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for number in range(1 + settings.rounds_or(7)):  # the first brings the files into the system's cache
+        for name in sorted(commands, reverse=number % 2 == 0):
+            arguments, cwd = commands[name]
+            values = _process(arguments, cwd, environment)
+            if number:
+                found[name].append(values)
     measured = {name: Measured(*zip(*values, strict=True)) for name, values in found.items()}
-    return Row("startup", "s", measured[OURS], measured.get(PEER), "process start to end, one image")
+    return Row("startup", "s", measured[OURS], measured.get(PEER), note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -128,6 +129,7 @@ class Shareable(Protocol):
 
 
 Handed = TypeVar("Handed", bound=Shareable)
+Item = TypeVar("Item")
 Made = TypeVar("Made", covariant=True)
 
 
@@ -220,14 +222,27 @@ class EvaluationBatches(Sampler[list[Draw]]):
 
 
 class Loader(DataLoader[Handed]):
-    """A DataLoader that raises a worker's error as it was, in one line; torch hands it over wrapped in the worker's traceback."""
+    """A DataLoader that draws the next batch while one is used, without workers too, and raises a worker's error as it was.
+
+    (torch hands such an error over wrapped in the worker's traceback; here it is one line.)
+    """
 
     def __iter__(self) -> Iterator[Handed]:  # type: ignore[override]
         try:
-            yield from super().__iter__()
+            yield from super().__iter__() if self.num_workers else one_ahead(super().__iter__())
         except (UserError, EnvironmentFault) as error:
             kind = type(error)
             raise kind(str(error).rstrip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items in order; a thread makes the next one while the caller uses the one before."""
+    done = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, done)
+        while (item := coming.result()) is not done:
+            coming = pool.submit(next, items, done)
+            yield item  # type: ignore[misc]  # all but `done` are items
 
 
 def make_loader(pictures: BatchMaker[Handed], batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Handed]:

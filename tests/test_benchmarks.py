@@ -83,7 +83,7 @@ def test_rows_are_known_by_name() -> None:
         benchmarks.chosen_rows(["infer_lsyolo_b11"])
 
 
-@pytest.mark.parametrize(("name", "module"), benchmarks.ROWS.items())
+@pytest.mark.parametrize(("name", "module"), [*benchmarks.ROWS.items(), *benchmarks.SECOND.items()])
 def test_every_row_is_a_function_of_the_settings(name: str, module: str) -> None:
     tree = ast.parse((ROOT / "benchmarks" / f"{module}.py").read_text(encoding="utf-8"))
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]

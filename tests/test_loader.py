@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from data.dataset import ImageStore, Sample, load_data, load_split
 from data.labels import Labels
-from data.loader import Batch, Draw, EvaluationBatches, Pictures, TrainBatches, evaluation_batches, make_loader, rect_batches
+from data.loader import Batch, Draw, EvaluationBatches, Pictures, TrainBatches, evaluation_batches, make_loader, one_ahead, rect_batches
 from data.plan import draw_boxes
 from data.render import render
 from utils.boxes import cxcywh_to_xyxy
@@ -225,6 +227,27 @@ def test_an_image_that_breaks_during_training_is_named_in_one_line(samples: list
     with pytest.raises(UserError) as found:
         list(make_loader(Pictures(mine, ImageStore(mine), None), EvaluationBatches(mine, 2, 64, 32, False), workers))
     assert str(found.value).startswith(f"{broken}: the image is damaged") and "\n" not in str(found.value)
+
+
+def test_one_item_is_made_ahead_and_no_more() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(4):
+            made.append(number)
+            yield number
+        raise UserError("the fifth")
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
+    for _ in range(200):  # the thread makes the second without being asked
+        if len(made) == 2:
+            break
+        time.sleep(0.01)
+    assert made == [0, 1]
+    with pytest.raises(UserError, match="the fifth"):
+        list(ahead)
+    assert made == [0, 1, 2, 3] and list(one_ahead(iter(range(5)))) == [0, 1, 2, 3, 4] and list(one_ahead(iter(()))) == []
 
 
 def test_a_loader_can_be_left_early_and_used_again(samples: list[Sample]) -> None:
