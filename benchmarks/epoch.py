@@ -26,18 +26,18 @@ from data.loader import Pictures, TrainBatches, make_loader
 from utils.config import Hyp
 from utils.runtime import select_device
 
-IMAGES, BATCH, SIDE = 64, 16, 320
+IMAGES = 64
+EPOCH, MEMORY = (16, 320), (4, 640)  # batch and side: the same pixels at once, four times as many in an epoch
 
 
-def our_epoch(folder: Path, settings: Settings) -> Program:
-    """train.py's own epoch."""
+def our_epoch(folder: Path, batch_size: int, side: int, settings: Settings) -> Program:
+    """train.py's own epoch. Nothing of the peer is imported here."""
     _settle(settings)
-    images, side = sorted(folder.glob("*.jpg")), SIDE
-    samples, _ = scan(images, 1, "generated", quiet=True)
+    samples, _ = scan(sorted(folder.glob("*.jpg")), 1, "generated", quiet=True)
     store = ImageStore(samples)
     store.keep(quiet=True)
-    run = our_run(our_network(YOLO, False), None, BATCH, side, select_device(settings.device))  # nothing of the peer is imported here
-    order = TrainBatches(samples, BATCH, side, 32, 0)
+    run = our_run(our_network(YOLO, False), None, batch_size, side, select_device(settings.device))
+    order = TrainBatches(samples, batch_size, side, 32, 0)
     loader = make_loader(Pictures(samples, store, Hyp()), order, 0)
 
     def epoch() -> None:
@@ -49,21 +49,21 @@ def our_epoch(folder: Path, settings: Settings) -> Program:
     return epoch
 
 
-def their_epoch(folder: Path, settings: Settings) -> Program:
+def their_epoch(folder: Path, batch_size: int, side: int, settings: Settings) -> Program:
     """The same with the peer's dataset, network, loss, optimizer and EMA."""
     _settle(settings)
     tools, hyp, device = import_module(f"{PACKAGE}.utils.torch_utils"), Hyp(), select_device(settings.device)
     values = {name: getattr(hyp, name) for name in hyp.__dataclass_fields__}
-    dataset = import_module(f"{PACKAGE}.utils.dataloaders").LoadImagesAndLabels(str(folder), SIDE, BATCH, augment=True, hyp=values, cache_images="ram")
+    dataset = import_module(f"{PACKAGE}.utils.dataloaders").LoadImagesAndLabels(str(folder), side, batch_size, augment=True, hyp=values, cache_images="ram")
     model = peer_model("s", 1).to(device).train()
-    compute = peer_loss_of(model, SIDE)
+    compute = peer_loss_of(model, side)
     optimizer, ema = tools.smart_optimizer(model, "SGD", 1e-8, hyp.momentum, hyp.weight_decay), tools.ModelEMA(model)
     order = np.random.default_rng(0)
 
     def epoch() -> None:
         shuffled = order.permutation(len(dataset))
-        for start in range(0, len(dataset), BATCH):
-            images, targets, _, _ = dataset.collate_fn([dataset[int(index)] for index in shuffled[start : start + BATCH]])
+        for start in range(0, len(dataset), batch_size):
+            images, targets, _, _ = dataset.collate_fn([dataset[int(index)] for index in shuffled[start : start + batch_size]])
             total = compute(model(images.to(device).float() / 255), targets.to(device))
             total.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), train.MAX_GRADIENT)
@@ -74,32 +74,37 @@ def their_epoch(folder: Path, settings: Settings) -> Program:
     return epoch
 
 
+def _words(sizes: tuple[int, int]) -> str:
+    return f"batch {sizes[0]}, {sizes[1]} px"
+
+
 def _settle(settings: Settings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
 
 
-def _recipes(place: str, settings: Settings) -> dict[str, Recipe]:
+def _recipes(place: str, sizes: tuple[int, int], settings: Settings) -> dict[str, Recipe]:
     folder = generated_set(16 if settings.quick else IMAGES, Path(place))
-    recipes: dict[str, Recipe] = {OURS: (our_epoch, (folder, settings))}
-    return recipes | ({PEER: (their_epoch, (folder, settings))} if settings.peer else {})
+    arguments = (folder, *((4, 64) if settings.quick else sizes), settings)
+    recipes: dict[str, Recipe] = {OURS: (our_epoch, arguments)}
+    return recipes | ({PEER: (their_epoch, arguments)} if settings.peer else {})
 
 
 def epoch(settings: Settings) -> Row:
     """Seconds of an epoch."""
     with tempfile.TemporaryDirectory() as place:
-        found = alternate_processes(_recipes(place, settings), settings.rounds_or(3))
-    return Row("epoch", "s/epoch", found[OURS], found.get(PEER), f"YOLOv5s, {IMAGES} images, {SIDE} px, batch {BATCH}, fp32, images in RAM, no workers")
+        found = alternate_processes(_recipes(place, EPOCH, settings), settings.rounds_or(3))
+    return Row("epoch", "s/epoch", found[OURS], found.get(PEER), f"YOLOv5s, {IMAGES} images, {_words(EPOCH)}, fp32, images in RAM, no workers")
 
 
 def memory(settings: Settings) -> Row:
     """Most memory of a process that trains for two epochs."""
     with tempfile.TemporaryDirectory() as place:
-        recipes = _recipes(place, settings)
-        rounds = [{name: _peak(*recipe) for name, recipe in recipes.items()} for _ in range(settings.rounds_or(1))]
+        recipes = _recipes(place, MEMORY, settings)
+        rounds = [{name: _peak(*recipe) for name, recipe in recipes.items()} for _ in range(settings.rounds_or(3))]
     found = {name: Measured(tuple(one[name] for one in rounds), ()) for name in recipes}
-    return Row("memory", "bytes", found[OURS], found.get(PEER), "resident set at its largest, two epochs as in the row `epoch`")
+    return Row("memory", "bytes", found[OURS], found.get(PEER), f"resident set at its largest, two epochs as in the row `epoch`, but {_words(MEMORY)}")
 
 
 def _peak(build: Any, arguments: tuple[Any, ...]) -> float:
