@@ -20,6 +20,7 @@ class Options:
     max_det: int = option(1000, "most detections per image")
     device: str = option("", "cpu, 0 for the first GPU, mps; default: a GPU where there is one")
     half: bool = option(False, "compute in half precision: float16 on a GPU, bfloat16 on a CPU")
+    cuda_graphs: bool = option(False, "record the network as a CUDA graph for each shape of input: fewer milliseconds for single images on a GPU")
     classes: list[int] | None = option(None, "keep only these class numbers", metavar="N")
     agnostic_nms: bool = option(False, "drop overlapping boxes across classes too")
     batch_size: int | None = option(None, "images of one shape that go through the model together (default: 8 on a GPU, 1 on the CPU)", "--batch")
@@ -61,7 +62,9 @@ from data.loader import single_thread  # noqa: E402
 from data.plan import letterbox  # noqa: E402
 from data.render import render  # noqa: E402
 from models.detector import Detector  # noqa: E402
+from models.graphs import Predict, predictor  # noqa: E402
 from models.weights import LoadedModel, load_weights  # noqa: E402
+from utils.complexity import synchronize  # noqa: E402
 from utils.detections import Detections  # noqa: E402
 from utils.draw import draw_detections  # noqa: E402
 from utils.errors import USER, UserError  # noqa: E402
@@ -191,14 +194,12 @@ def batches(images: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
 
 
 @torch.inference_mode()
-def detect(model: Detector, batch: Sequence[Loaded], options: Options, times: Times) -> list[Detections]:
+def detect(predict: Predict, device: torch.device, batch: Sequence[Loaded], options: Options, times: Times) -> list[Detections]:
     """What the model finds in each image of a batch, in that image's own pixels."""
     start = time.perf_counter()
-    parameter = next(model.parameters())
-    images = torch.from_numpy(np.stack([loaded.canvas for loaded in batch])).to(parameter.device).permute(0, 3, 1, 2)
-    predictions = model.decode(model(images.to(parameter.dtype) / 255))
-    if parameter.device.type == "cuda":
-        torch.cuda.synchronize(parameter.device)
+    images = torch.from_numpy(np.stack([loaded.canvas for loaded in batch])).to(device).permute(0, 3, 1, 2)
+    predictions = predict(images)
+    synchronize(device)
     middle = time.perf_counter()
     found = nms(predictions, options.conf_thres, options.iou_thres, options.max_det, options.classes, options.agnostic_nms)
     result = [to_image(one, loaded.matrix, loaded.image.shape[1], loaded.image.shape[0]) for one, loaded in zip(found, batch, strict=True)]
@@ -263,7 +264,8 @@ def closing_line(outcome: Outcome, names: Sequence[str], folder: Path) -> str:
 
 def run_detection(model: Detector, names: Sequence[str], targets: Sequence[Target], imgsz: int, folder: Path, options: Options) -> Outcome:
     """Detect in all targets, writing as it goes; what cannot be read is skipped and kept in the outcome."""
-    outcome, size = Outcome(), options.batch_size or (1 if next(model.parameters()).device.type == "cpu" else 8)
+    device = next(model.parameters()).device
+    outcome, size, predict = Outcome(), options.batch_size or (1 if device.type == "cpu" else 8), predictor(model, options.cuda_graphs)
     tables: list[tuple[Target, Detections]] = []
     threads = min(8, os.cpu_count() or 1)
     # Two pools, so that writing never holds up the decoding of what the model needs next.
@@ -283,7 +285,7 @@ def run_detection(model: Detector, names: Sequence[str], targets: Sequence[Targe
 
         writing: deque[Future[None]] = deque()
         for batch in batches(good_images(), size):
-            for loaded, found in zip(batch, detect(model, batch, options, outcome.times), strict=True):
+            for loaded, found in zip(batch, detect(predict, device, batch, options, outcome.times), strict=True):
                 outcome.images += 1
                 outcome.objects.update(found.classes.tolist())
                 if options.save_csv or options.save_json:

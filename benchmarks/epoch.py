@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import tempfile
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import train
 from benchmarks.data_pipeline import generated_set
 from benchmarks.peer import PACKAGE, peer_model
 from benchmarks.timing import OURS, PEER, Measured, Program, Recipe, Row, Settings, alternate_processes
-from benchmarks.train_step import YOLO, our_network, our_run, peer_loss_of
+from benchmarks.train_step import YOLO, our_network, our_run, peer_loss_of, plain_update
 from data.dataset import ImageStore, scan
 from data.loader import Pictures, TrainBatches, make_loader
 from utils.config import Hyp
@@ -52,24 +53,18 @@ def our_epoch(folder: Path, batch_size: int, side: int, settings: Settings) -> P
 def their_epoch(folder: Path, batch_size: int, side: int, settings: Settings) -> Program:
     """The same with the peer's dataset, network, loss, optimizer and EMA."""
     _settle(settings)
-    tools, hyp, device = import_module(f"{PACKAGE}.utils.torch_utils"), Hyp(), select_device(settings.device)
-    values = {name: getattr(hyp, name) for name in hyp.__dataclass_fields__}
-    dataset = import_module(f"{PACKAGE}.utils.dataloaders").LoadImagesAndLabels(str(folder), side, batch_size, augment=True, hyp=values, cache_images="ram")
+    hyp, device = Hyp(), select_device(settings.device)
+    dataset_class = import_module(f"{PACKAGE}.utils.dataloaders").LoadImagesAndLabels
+    dataset = dataset_class(str(folder), side, batch_size, augment=True, hyp=asdict(hyp), cache_images="ram")
     model = peer_model("s", 1).to(device).train()
-    compute = peer_loss_of(model, side)
-    optimizer, ema = tools.smart_optimizer(model, "SGD", 1e-8, hyp.momentum, hyp.weight_decay), tools.ModelEMA(model)
+    update = plain_update(model, peer_loss_of(model, side), device)
     order = np.random.default_rng(0)
 
     def epoch() -> None:
         shuffled = order.permutation(len(dataset))
         for start in range(0, len(dataset), batch_size):
             images, targets, _, _ = dataset.collate_fn([dataset[int(index)] for index in shuffled[start : start + batch_size]])
-            total = compute(model(images.to(device).float() / 255), targets.to(device))
-            total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), train.MAX_GRADIENT)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.update(model)
+            update(images, targets)
 
     return epoch
 

@@ -11,6 +11,7 @@ import torch
 from benchmarks.peer import peer_model
 from benchmarks.timing import OURS, PEER, Program, Recipe, Row, Settings, alternate_processes
 from models.foreign import Foreign, to_ours
+from models.graphs import predictor
 from models.yolo import DetectionModel, build_model
 from utils.complexity import synchronize
 from utils.heap import keep_heap
@@ -30,8 +31,8 @@ def _settle(threads: int) -> None:
     torch.manual_seed(SEED)
 
 
-def ours(name: str, half: bool, batch: int, side: int, settings: Settings) -> Program:
-    """Our network as detect.py and val.py run it."""
+def ours(name: str, half: bool, batch: int, side: int, graphs: bool, settings: Settings) -> Program:
+    """Our network as detect.py and val.py run it; graphs: as with --cuda-graphs."""
     _settle(settings.threads)
     keep_heap()
     device = select_device(settings.device)
@@ -45,11 +46,11 @@ def ours(name: str, half: bool, batch: int, side: int, settings: Settings) -> Pr
         model = build_model(f"models/{name}.yaml", 1)
     dtype = inference_dtype(half, device)
     model.eval().fuse().to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = pictures(batch, side)
+    images, predict = pictures(batch, side), predictor(model, graphs)
 
     @torch.inference_mode()
     def call() -> torch.Tensor:
-        predictions = model.decode(model(images.to(device).permute(0, 3, 1, 2).to(dtype) / 255))
+        predictions = predict(images.to(device).permute(0, 3, 1, 2))
         synchronize(device)
         return predictions
 
@@ -75,9 +76,9 @@ def plain(name: str, batch: int, side: int, settings: Settings) -> Program:
     return call
 
 
-def _row(row: str, name: str, batch: int, settings: Settings, half: bool = False) -> Row:
+def _row(row: str, name: str, batch: int, settings: Settings, half: bool = False, graphs: bool = False) -> Row:
     side = 64 if settings.quick else SIDE
-    programs: dict[str, Recipe] = {OURS: (ours, (name, half, batch, side, settings))}
+    programs: dict[str, Recipe] = {OURS: (ours, (name, half, batch, side, graphs, settings))}
     if settings.peer or name != "yolov5s":
         programs[PEER] = (plain, (name, batch, side, settings))
     found = alternate_processes(programs, settings.rounds_or(25 if batch == 1 else 9), batch, warm=2)
@@ -85,9 +86,9 @@ def _row(row: str, name: str, batch: int, settings: Settings, half: bool = False
     return Row(row, "s/image", found[OURS], found.get(PEER), f"batch {batch}, {side} px; peer: {peer}")
 
 
-def lsyolo(row: str, batch: int, settings: Settings, half: bool = False) -> Row:
+def lsyolo(row: str, batch: int, settings: Settings, half: bool = False, graphs: bool = False) -> Row:
     """A row of LS-YOLO."""
-    return _row(row, "ls-yolo", batch, settings, half)
+    return _row(row, "ls-yolo", batch, settings, half, graphs)
 
 
 def infer_yolov5s_b1(settings: Settings) -> Row:

@@ -60,7 +60,9 @@ def our_network(name: str, peer: bool) -> DetectionModel:
     return model
 
 
-def our_run(model: DetectionModel, amp: torch.dtype | None, batch: int, side: int, device: torch.device) -> train.Run:
+def our_run(
+    model: DetectionModel, amp: torch.dtype | None, batch: int, side: int, device: torch.device, compiled: str | None = None
+) -> train.Run:
     """What train.py works with, without a dataset."""
     single_thread()
     hyp, schedule = Hyp(), Schedule(Hyp(), 1000, LONG, batch)
@@ -71,15 +73,15 @@ def our_run(model: DetectionModel, amp: torch.dtype | None, batch: int, side: in
         hyp=hyp, folder=Path(), device=device, spec=DatasetSpec(Path(), ("object",), {}), names=("object",), samples=[], val_samples=[], data={},
         model=model, ema=EMA(model), optimizer=make_optimizer(model, "SGD", hyp, schedule.weight_decay), schedule=schedule, loss=loss, amp=amp,
         scaler=torch.amp.GradScaler(device.type, enabled=amp is torch.float16), progress=train.Progress(),
-        losses=train.loss_function(model, loss, amp, None), watch=Watch(device),
+        losses=train.loss_function(model, loss, amp, compiled), watch=Watch(device),
     )  # fmt: skip
 
 
-def our_step(name: str, half: bool, batch: int, side: int, settings: Settings) -> Program:
-    """train.py's own step."""
+def our_step(name: str, half: bool, batch: int, side: int, compiled: str | None, settings: Settings) -> Program:
+    """train.py's own step; compiled: as with --compile."""
     _settle(settings)
     device = select_device(settings.device)
-    state = our_run(our_network(name, settings.peer is not None), torch.bfloat16 if half else None, batch, side, device)
+    state = our_run(our_network(name, settings.peer is not None), torch.bfloat16 if half else None, batch, side, device, compiled)
     images, targets = random_batch(1, batch, side)
     content = Batch(images, targets, (View(0, Path(), side, side, torch.eye(3).numpy()),) * batch)
 
@@ -91,18 +93,28 @@ def our_step(name: str, half: bool, batch: int, side: int, settings: Settings) -
 
 
 def plain_step(name: str, batch: int, side: int, settings: Settings) -> Program:
-    """The same work with the peer's tools, in single precision (fp16 on a GPU, as the peer trains)."""
+    """The same work with the peer's tools."""
     _settle(settings)
     device = select_device(settings.device)
-    tools, hyp, half = import_module(f"{PACKAGE}.utils.torch_utils"), Hyp(), device.type == "cuda"
     model = (peer_model("s", 1) if name == YOLO else our_network(name, True)).to(device).train()
-    compute = peer_loss_of(model, side) if name == YOLO else _own_loss(model, side)
-    optimizer = tools.smart_optimizer(model, "SGD", 1e-8, hyp.momentum, hyp.weight_decay)
-    ema, scaler = tools.ModelEMA(model), torch.amp.GradScaler(device.type, enabled=half)
+    update = plain_update(model, peer_loss_of(model, side) if name == YOLO else _own_loss(model, side), device)
     images, targets = random_batch(1, batch, side)
     images = images.contiguous()
 
     def step() -> None:
+        update(images, targets)
+        synchronize(device)
+
+    return step
+
+
+def plain_update(model: Any, compute: Callable[[Any, Tensor], Tensor], device: torch.device) -> Callable[[Tensor, Tensor], None]:
+    """(images, targets) -> a step with the peer's optimizer and EMA: in single precision, on a GPU in fp16, as the peer trains."""
+    tools, hyp, half = import_module(f"{PACKAGE}.utils.torch_utils"), Hyp(), device.type == "cuda"
+    optimizer = tools.smart_optimizer(model, "SGD", 1e-8, hyp.momentum, hyp.weight_decay)
+    ema, scaler = tools.ModelEMA(model), torch.amp.GradScaler(device.type, enabled=half)
+
+    def update(images: Tensor, targets: Tensor) -> None:
         with torch.autocast(device.type, torch.float16 if half else None, enabled=half):
             total = compute(model(images.to(device, non_blocking=True).float() / 255), targets.to(device))
         scaler.scale(total).backward()
@@ -112,9 +124,8 @@ def plain_step(name: str, batch: int, side: int, settings: Settings) -> Program:
         scaler.update()
         optimizer.zero_grad()
         ema.update(model)
-        synchronize(device)
 
-    return step
+    return update
 
 
 def peer_loss_of(model: Any, side: int) -> Callable[[Any, Tensor], Tensor]:
@@ -136,33 +147,36 @@ def _settle(settings: Settings) -> None:
     torch.manual_seed(0)
 
 
-def _step_row(row: str, name: str, half: bool, settings: Settings) -> Row:
-    side, batch = (64, 2) if settings.quick else (640, 4)
-    programs: dict[str, Recipe] = {OURS: (our_step, (name, half, batch, side, settings))}
+def step_row(row: str, name: str, half: bool, settings: Settings, batch: int = 4, compiled: str | None = None, warm: int = 1) -> Row:
+    """A row of steps on one batch."""
+    side, batch = (64, 2) if settings.quick else (640, batch)
+    programs: dict[str, Recipe] = {OURS: (our_step, (name, half, batch, side, compiled, settings))}
     if settings.peer:
         programs[PEER] = (plain_step, (name, batch, side, settings))
-    found = alternate_processes(programs, settings.rounds_or(5), 1, warm=1)
-    return Row(row, "s/step", found[OURS], found.get(PEER), f"{name}, batch {batch}, {side} px, {'bf16 against fp32' if half else 'fp32'}")
+    found = alternate_processes(programs, settings.rounds_or(5), 1, warm)
+    theirs = "fp32" if settings.device == "cpu" else "fp16"
+    precision = f"{'bf16 against ' + theirs if half else theirs}{', ours compiled' if compiled else ''}"
+    return Row(row, "s/step", found[OURS], found.get(PEER), f"{name}, batch {batch}, {side} px, {precision}")
 
 
 def step_fp32(settings: Settings) -> Row:
     """YOLOv5s."""
-    return _step_row("step_fp32", YOLO, False, settings)
+    return step_row("step_fp32", YOLO, False, settings)
 
 
 def step_bf16(settings: Settings) -> Row:
     """YOLOv5s under bf16 autocast."""
-    return _step_row("step_bf16", YOLO, True, settings)
+    return step_row("step_bf16", YOLO, True, settings)
 
 
 def step_lsyolo_fp32(settings: Settings) -> Row:
     """LS-YOLO."""
-    return _step_row("step_lsyolo_fp32", LANDSLIDE, False, settings)
+    return step_row("step_lsyolo_fp32", LANDSLIDE, False, settings)
 
 
 def step_lsyolo_bf16(settings: Settings) -> Row:
     """LS-YOLO under bf16 autocast."""
-    return _step_row("step_lsyolo_bf16", LANDSLIDE, True, settings)
+    return step_row("step_lsyolo_bf16", LANDSLIDE, True, settings)
 
 
 # ---------------------------------------------------------------------------------------------- the loss alone

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 import benchmarks.__main__ as benchmarks
+from benchmarks import gpu, inference, on_gpu
 from benchmarks.nms import predictions
 from benchmarks.peer_detections import compare
-from benchmarks.timing import Measured, Row, alternate, alternate_processes
+from benchmarks.timing import Measured, Row, Settings, alternate, alternate_processes
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +100,13 @@ def test_the_table_and_the_file_without_a_peer(tmp_path: Path) -> None:
     rows = json.loads(file.read_text(encoding="utf-8"))
     assert [row["row"] for row in rows] == ["nms_detect", "ap"] and all(row["ours"] > 0 and row["peer"] is None and "PyTorch" in row["machine"] for row in rows)
     assert "gpu_render" in done.stdout.splitlines()[-1]
+
+
+def test_rows_of_a_gpu_work_at_their_smallest_on_the_cpu() -> None:
+    """What they do is tried here; what they measure, only a GPU tells."""
+    settings = Settings(quick=True)
+    rows = [gpu.gpu_render(settings), gpu.gpu_wait(settings), on_gpu.epoch_row(settings), inference.lsyolo("gpu_infer_b1", 1, settings, half=True, graphs=True)]
+    assert all(row.ours.median > 0 for row in rows) and [row.row for row in rows] == ["gpu_render", "gpu_wait", "gpu_epoch", "gpu_infer_b1"]
 
 
 def test_predictions_of_the_nms_rows_pass_as_many_as_they_say() -> None:

@@ -276,6 +276,7 @@ def test_the_command_line(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "in" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     command = [sys.executable, str(ROOT / "detect.py"), "--weights", str(weights), "--source", str(tmp_path / "in"), "--imgsz", "64"]
     command += ["--conf-thres", "0.0003", "--iou-thres", "0.5", "--max-det", "7", "--device", "cpu", "--half", "--classes", "0", "1", "--agnostic-nms"]
+    command += ["--cuda-graphs"]
     command += ["--batch-size", "2", "--save-txt", "--save-conf", "--save-crop", "--save-csv", "--save-json", "--line-thickness", "1", "--hide-labels"]
     command += ["--hide-conf", "--project", str(tmp_path / "runs"), "--name", "滑坡", "--exist-ok"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
