@@ -55,10 +55,11 @@ from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data.images import SUFFIXES, read_image, write_image  # noqa: E402
-from data.loader import single_thread  # noqa: E402
+from data.loader import sent_ahead, single_thread  # noqa: E402
 from data.plan import letterbox  # noqa: E402
 from data.render import render  # noqa: E402
 from models.detector import Detector  # noqa: E402
@@ -194,18 +195,23 @@ def batches(images: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
 
 
 @torch.inference_mode()
-def detect(predict: Predict, device: torch.device, batch: Sequence[Loaded], options: Options, times: Times) -> list[Detections]:
-    """What the model finds in each image of a batch, in that image's own pixels."""
+def detect(predict: Predict, batch: Sequence[Loaded], images: Tensor, options: Options, times: Times) -> list[Detections]:
+    """What the model finds in each image of a batch, in that image's own pixels; `images`: their canvases on the model's device."""
     start = time.perf_counter()
-    images = torch.from_numpy(np.stack([loaded.canvas for loaded in batch])).to(device).permute(0, 3, 1, 2)
     predictions = predict(images)
-    synchronize(device)
+    synchronize(images.device)
     middle = time.perf_counter()
     found = nms(predictions, options.conf_thres, options.iou_thres, options.max_det, options.classes, options.agnostic_nms)
     result = [to_image(one, loaded.matrix, loaded.image.shape[1], loaded.image.shape[0]) for one, loaded in zip(found, batch, strict=True)]
     times.model += middle - start
     times.nms += time.perf_counter() - middle
     return result
+
+
+def stacked(batch: Sequence[Loaded], pin: bool) -> Tensor:
+    """The canvases of a batch, (B, 3, H, W) uint8, channels last in memory; pin: for sending them to a GPU meanwhile."""
+    images = torch.from_numpy(np.stack([loaded.canvas for loaded in batch]))
+    return (images.pin_memory() if pin else images).permute(0, 3, 1, 2)
 
 
 def prepare(loaded: LoadedModel, device: torch.device, half: bool) -> Detector:
@@ -284,8 +290,9 @@ def run_detection(model: Detector, names: Sequence[str], targets: Sequence[Targe
                     yield future.result()
 
         writing: deque[Future[None]] = deque()
-        for batch in batches(good_images(), size):
-            for loaded, found in zip(batch, detect(predict, device, batch, options, outcome.times), strict=True):
+        whole = ((batch, stacked(batch, device.type == "cuda")) for batch in batches(good_images(), size))
+        for batch, images in sent_ahead(whole, device):
+            for loaded, found in zip(batch, detect(predict, batch, images, options, outcome.times), strict=True):
                 outcome.images += 1
                 outcome.objects.update(found.classes.tolist())
                 if options.save_csv or options.save_json:

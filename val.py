@@ -58,7 +58,7 @@ from tqdm import tqdm  # noqa: E402
 
 from data.dataset import Sample, load_data, load_split  # noqa: E402
 from data.images import read_image, write_image  # noqa: E402
-from data.loader import Batch, evaluation_batches, single_thread, split_batch  # noqa: E402
+from data.loader import Batch, evaluation_batches, sent_ahead, single_thread, split_batch  # noqa: E402
 from models.detector import Detector  # noqa: E402
 from models.weights import load_weights  # noqa: E402
 from utils.boxes import cxcywh_to_xyxy, transform  # noqa: E402
@@ -128,12 +128,13 @@ def evaluate(
     seconds, losses = np.zeros(3), torch.zeros(3, device=device)
     pictured: list[Batch] = []
     clock = time.perf_counter()
-    for batch in tqdm(batches, title, unit="batch", disable=None, leave=False):
-        waiting = [batch]
+    sent = sent_ahead(((batch, batch.images) for batch in batches), device)
+    for batch, images in tqdm(sent, title, len(batches), unit="batch", disable=None, leave=False):
+        waiting = [dataclasses.replace(batch, images=images)]
         while waiting:
             part = waiting.pop(0)
             try:
-                raw, predictions, marks = _forward(model, part, device, dtype)
+                raw, predictions, marks = _forward(model, part, dtype)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -156,9 +157,10 @@ def evaluate(
     return dataclasses.replace(result, times=times, losses=(box, obj, cls), pictured=tuple(pictured))
 
 
-def _forward(model: Detector, batch: Batch, device: torch.device, dtype: torch.dtype) -> tuple[Any, Tensor, tuple[float, float]]:
+def _forward(model: Detector, batch: Batch, dtype: torch.dtype) -> tuple[Any, Tensor, tuple[float, float]]:
     """(raw output, predictions, times when the images were there and when the model was done)."""
-    pixels = batch.images.to(device, non_blocking=True).to(dtype) / 255
+    device = batch.images.device
+    pixels = batch.images.to(dtype) / 255
     synchronize(device)
     loaded = time.perf_counter()
     raw = model(pixels)

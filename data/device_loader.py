@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data.dataset import ImageStore
 from data.device import Crops, DeviceImages
-from data.loader import Batch, Draw, Pictures, TrainBatches, View, make_loader
+from data.loader import Batch, Draw, Pictures, TrainBatches, View, arrived, make_loader
 from data.render_torch import PackedPlans, draw, pack
 
 AHEAD = 2  # batches that are planned before they are asked for
@@ -120,12 +120,7 @@ class DeviceBatches:
             return draw(plans, pixels, self.compiled)
 
     def _ready(self, batch: Batch, drawn: torch.cuda.Event | None) -> Batch:
-        """The batch, for whoever computes with it next: the device waits until it is drawn, the host does not."""
-        if drawn is not None:
-            training = torch.cuda.current_stream(self.device)
-            training.wait_event(drawn)
-            batch.images.record_stream(training)
-        return batch
+        return batch if drawn is None else replace(batch, images=arrived(batch.images, drawn))
 
 
 def cache_on_device(store: ImageStore, device: torch.device, quiet: bool = False) -> DeviceImages | None:

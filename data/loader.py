@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,6 +243,30 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
         while (item := coming.result()) is not done:
             coming = pool.submit(next, items, done)
             yield item  # type: ignore[misc]  # all but `done` are items
+
+
+def sent_ahead(items: Iterable[tuple[Item, Tensor]], device: torch.device) -> Iterator[tuple[Item, Tensor]]:
+    """(item, its images on the device), in order. A GPU is sent the next images while it works on those before; they should be pinned."""
+    if device.type != "cuda":
+        yield from ((item, images.to(device)) for item, images in items)
+        return
+    stream, waiting = torch.cuda.Stream(device), None
+    for item, images in items:
+        with torch.cuda.stream(stream):
+            following = item, images.to(device, non_blocking=True), stream.record_event()
+        if waiting is not None:
+            yield waiting[0], arrived(waiting[1], waiting[2])
+        waiting = following
+    if waiting is not None:
+        yield waiting[0], arrived(waiting[1], waiting[2])
+
+
+def arrived(images: Tensor, event: torch.cuda.Event) -> Tensor:
+    """The images, which another stream made until `event`, for whoever computes with them next: the device waits for that, the host does not."""
+    here = torch.cuda.current_stream(images.device)
+    here.wait_event(event)
+    images.record_stream(here)
+    return images
 
 
 def make_loader(pictures: BatchMaker[Handed], batches: Sampler[list[Draw]], workers: int, pin: bool = False) -> DataLoader[Handed]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from data.dataset import ImageStore, Sample, load_data, load_split
 from data.labels import Labels
-from data.loader import Batch, Draw, EvaluationBatches, Pictures, TrainBatches, evaluation_batches, make_loader, one_ahead, rect_batches
+from data.loader import Batch, Draw, EvaluationBatches, Pictures, TrainBatches, evaluation_batches, make_loader, one_ahead, rect_batches, sent_ahead
 from data.plan import draw_boxes
 from data.render import render
 from utils.boxes import cxcywh_to_xyxy
@@ -248,6 +250,48 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
     with pytest.raises(UserError, match="the fifth"):
         list(ahead)
     assert made == [0, 1, 2, 3] and list(one_ahead(iter(range(5)))) == [0, 1, 2, 3, 4] and list(one_ahead(iter(()))) == []
+
+
+def test_sent_ahead_gives_every_item_with_its_images() -> None:
+    pairs = [(number, torch.full((1, 3, 2, 2), number, dtype=torch.uint8)) for number in range(3)]
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        sent = list(sent_ahead(iter(pairs), torch.device(device)))
+        assert [(item, images.unique().tolist(), images.device.type) for item, images in sent] == [(number, [number], device) for number in range(3)]
+
+
+def test_a_gpu_is_sent_one_batch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the streams: what is asked of the device, in which order."""
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, *_: object) -> None: ...
+
+        def record_event(self) -> str:
+            log.append("event")
+            return "event"
+
+        def wait_event(self, event: object) -> None:
+            log.append(f"wait for {event}")
+
+    class Images:
+        def __init__(self, number: int) -> None:
+            self.number, self.device = number, "gpu"
+
+        def to(self, device: object, non_blocking: bool) -> Images:
+            log.append(f"send {self.number}")
+            return self
+
+        def record_stream(self, stream: object) -> None:
+            log.append(f"keep {self.number}")
+
+    monkeypatch.setattr("torch.cuda.Stream", Stream)
+    monkeypatch.setattr("torch.cuda.stream", lambda _: nullcontext())
+    monkeypatch.setattr("torch.cuda.current_stream", Stream)
+    for number, _ in sent_ahead(((number, Images(number)) for number in range(3)), SimpleNamespace(type="cuda")):  # type: ignore[arg-type, misc]
+        log.append(f"use {number}")
+    get = ["wait for event", "keep {0}", "use {0}"]
+    first, second, third = ([line.format(number) for line in get] for number in range(3))
+    assert log == ["send 0", "event", "send 1", "event", *first, "send 2", "event", *second, *third]
 
 
 def test_a_loader_can_be_left_early_and_used_again(samples: list[Sample]) -> None:
