@@ -5,9 +5,7 @@ The order, the plans and so the boxes are those of data/loader.py; the pixels ar
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +16,6 @@ from data.dataset import ImageStore
 from data.device import Crops, DeviceImages
 from data.loader import Batch, Draw, Pictures, TrainBatches, View, arrived, make_loader
 from data.render_torch import PackedPlans, draw, pack
-
-AHEAD = 2  # batches that are planned before they are asked for
 
 
 @dataclass(frozen=True)
@@ -63,41 +59,25 @@ class DeviceBatches:
 
     def __init__(self, pictures: Pictures, order: TrainBatches, device: torch.device, images: DeviceImages | None = None, workers: int = 0) -> None:
         self.order, self.device, self.images = order, device, images
-        self.planned = PlannedPictures(pictures, images)
         self.compiled: bool | None = None  # as `draw` decides
-        self.pin = device.type == "cuda"
-        self.stream = torch.cuda.Stream(device) if self.pin else None
+        on_gpu = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if on_gpu else None
         if self.stream is not None:  # the images may still be on their way
             self.stream.wait_stream(torch.cuda.current_stream(device))
-        self.loader = make_loader(self.planned, order, workers, self.pin) if workers else None
+        self.loader = make_loader(PlannedPictures(pictures, images), order, workers, on_gpu)
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
         queued: tuple[Batch, torch.cuda.Event | None] | None = None
-        for batch in self._plans() if self.loader is None else self.loader:
+        for batch in self.loader:
             following = self._queue(batch)
             if queued is not None:
                 yield self._ready(*queued)
             queued = following
         if queued is not None:
             yield self._ready(*queued)
-
-    def _plans(self) -> Iterator[PlannedBatch]:
-        """Batches planned by a thread: while the training waits for the device it has the interpreter for itself."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead: deque[Future[PlannedBatch]] = deque()
-            for draws in self.order:
-                ahead.append(pool.submit(self._plan, draws))
-                if len(ahead) > AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-
-    def _plan(self, draws: Sequence[Draw]) -> PlannedBatch:
-        batch = self.planned.__getitems__(draws)
-        return batch.pin_memory() if self.pin else batch
 
     def _queue(self, batch: PlannedBatch) -> tuple[Batch, torch.cuda.Event | None]:
         """Have the device draw the batch, beside what it is doing."""

@@ -129,7 +129,7 @@ def test_a_compiler_that_fails_does_not_end_the_run(samples: list[Sample], monke
 def test_what_workers_are_given_can_be_sent(samples: list[Sample]) -> None:
     """Where processes are spawned, as on Windows, the planner is pickled: it holds no image and no tensor of the device."""
     images = DeviceImages.load(samples, ImageStore(samples), CPU, quiet=True)
-    planned = DeviceBatches(pictures_of(samples), order_of(samples), CPU, images).planned
+    planned = DeviceBatches(pictures_of(samples), order_of(samples), CPU, images).loader.dataset
     data = pickle.dumps(planned)
     assert len(data) < 20_000 < images.layout.size
     draws = next(iter(order_of(samples)))
